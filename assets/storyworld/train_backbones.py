@@ -1,0 +1,1144 @@
+"""Make the embedded backbones of the storyworld from scratch: a small language model and a small Stable Diffusion.
+
+Every story and picture comes from `world.py`, so the run needs no data and no network, only time: about an hour
+and a half on two CPU cores. It is seeded, and a killed run goes on from its last checkpoint:
+
+    python assets/storyworld/train_backbones.py                      # all stages, in order
+    python assets/storyworld/train_backbones.py --stages lm          # one stage
+    python assets/storyworld/train_backbones.py --scale 0.01 --work_dir /tmp/work --output_dir /tmp/out   # a rehearsal
+
+Stage    makes                                            from
+lm       output_dir/lm        GPT-2 and its tokenizer     stories
+vae      output_dir/diffusion/vae                         panels
+unet     output_dir/diffusion (a StableDiffusionPipeline) stories, panels, vae
+probe    output_dir/probe.safetensors                     panels, vae
+report   output_dir/README.md, output_dir/sheet.png       all of the above, on held-out stories
+
+Shapes: B stories or panels in a batch, T tokens, E width, L latent channels.
+Contents: Runs and checkpoints, Data, Language model, Autoencoder, Painter, Probe, Report, Command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # `world` stands beside this file, also when it is loaded by its path
+
+import world  # noqa: E402
+
+# ----------------------------------------------------------------------------------------------------------
+# Runs and checkpoints
+#
+# One loop trains everything. A step draws all its randomness (data order, noise, timesteps) from (seed, stage, step),
+# so a checkpoint needs no generator states and a resumed run takes the very steps that the killed one would have taken.
+# ----------------------------------------------------------------------------------------------------------
+
+CHECKPOINT_SECONDS = 120  # what a kill may cost
+LOG_SECONDS = 10
+HELD_OUT_CHECKS = 8  # held-out figures in one run
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how the stages run."""
+
+    work_dir: Path
+    output_dir: Path
+    seed: int = 0
+    scale: float = 1.0
+    device: torch.device = CPU
+    bf16: bool = True
+
+    def scaled(self, count: int, least: int = 2) -> int:
+        """`count` steps or examples, times --scale."""
+        return max(least, round(count * self.scale))
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def done(self, stage: str) -> Path:
+        """The marker of a finished stage."""
+        return self.work_dir / f"{stage}.done"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is fitted: AdamW, linear warm-up, cosine to a hundredth of `learning_rate`."""
+
+    steps: int
+    learning_rate: float
+    warmup: int = 100
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.0  # 0: no average is kept
+
+    def rate_at(self, step: int) -> float:
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def seed_of(*parts: object) -> int:
+    """A seed in [0, 2**63) from any printable parts; the same in every process (unlike `hash`)."""
+    return random.Random(repr(parts)).getrandbits(63)
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """`write` a temporary file beside `path`, then put it in place: a kill leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    with open(partial, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def average_into(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """ema <- decay * ema + (1 - decay) * model, with a short memory at the start."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in model.parameters()], weight)
+    for mine, theirs in zip(ema.buffers(), model.buffers()):
+        mine.copy_(theirs)
+
+
+def clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def fit(
+    run: Run,
+    name: str,
+    model: nn.Module,
+    recipe: Recipe,
+    losses_at: Callable[[int], dict[str, Tensor]],
+    held_out: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> nn.Module:
+    """Train the parameters of `model` that require gradients; return its average (or itself), in eval mode.
+
+    `losses_at(step)` gives scalar tensors and minimises the one called "loss"; `held_out(model)` gives figures for
+    the log. The checkpoint is work_dir/<name>.pt.
+    """
+    path = run.work_dir / f"{name}.pt"
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay
+    )
+    ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay else None
+    first = resume(path, run, model, optimizer, ema)
+
+    def save(step: int) -> None:
+        state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        state["ema"] = ema.state_dict() if ema else None
+        write_atomically(path, lambda partial: torch.save(state, partial))
+
+    log = Log(name, first, recipe.steps)
+    print(
+        f"[{name}] {sum(p.numel() for p in trained):,} trained parameters, steps {first} to {recipe.steps}",
+        flush=True,
+    )
+    model.train()
+    for step in range(first, recipe.steps):
+        torch.manual_seed(seed_of(run.seed, name, step))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate_at(step)
+        with run.autocast():
+            losses = losses_at(step)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if ema:
+            average_into(ema, model, recipe.ema_decay, step)
+        log.add(step, losses)
+        if log.checkpoint_is_due():
+            save(step + 1)
+        if held_out and (step + 1) % max(1, recipe.steps // HELD_OUT_CHECKS) == 0:
+            log.figures(step, checked(held_out, ema or model))
+            model.train()
+    save(recipe.steps)
+    return (ema or model).eval()
+
+
+def resume(
+    path: Path, run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None
+) -> int:
+    """Load the checkpoint if there is one; return the step to go on from."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location=run.device, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if ema:
+        ema.load_state_dict(state["ema"])
+    return state["step"]
+
+
+def checked(held_out: Callable[[nn.Module], dict[str, float]], model: nn.Module) -> dict[str, float]:
+    model.eval()
+    with torch.no_grad():
+        return held_out(model)
+
+
+class Log:
+    """Prints a line every LOG_SECONDS: step, mean losses since the last line, speed, time left."""
+
+    def __init__(self, name: str, first: int, steps: int) -> None:
+        self.name, self.first, self.steps = name, first, steps
+        self.start = self.printed = self.saved = time.monotonic()
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, step: int, losses: dict[str, Tensor]) -> None:
+        self.count += 1
+        for key, value in losses.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value.detach().float().item()
+        now = time.monotonic()
+        if now - self.printed >= LOG_SECONDS or step + 1 == self.steps:
+            speed = (step + 1 - self.first) / (now - self.start)
+            means = " ".join(f"{key} {value / self.count:.4f}" for key, value in self.sums.items())
+            left = clock((self.steps - step - 1) / speed)
+            print(
+                f"[{self.name}] step {step + 1}/{self.steps} {means} | {speed:.2f} steps/s, {left} left",
+                flush=True,
+            )
+            self.printed, self.sums, self.count = now, {}, 0
+
+    def figures(self, step: int, figures: dict[str, float]) -> None:
+        line = " ".join(f"{key} {value:.3f}" for key, value in figures.items())
+        print(f"[{self.name}] step {step + 1} held out: {line}", flush=True)
+
+    def checkpoint_is_due(self) -> bool:
+        due = time.monotonic() - self.saved >= CHECKPOINT_SECONDS
+        if due:
+            self.saved = time.monotonic()
+        return due
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Data
+#
+# Stories are seeds. Training takes them from TRAIN_SEEDS on, measuring from HELD_OUT_SEEDS on; the two never meet.
+# ----------------------------------------------------------------------------------------------------------
+
+TRAIN_SEEDS = 0
+HELD_OUT_SEEDS = 10**9
+
+
+def train_story(index: int) -> world.Story:
+    if not 0 <= index < HELD_OUT_SEEDS - TRAIN_SEEDS:
+        raise IndexError(
+            f"training story {index}: its seed would be one of the held-out seeds, {HELD_OUT_SEEDS} on"
+        )
+    return world.write_story(TRAIN_SEEDS + index)
+
+
+def held_out_story(index: int) -> world.Story:
+    return world.write_story(HELD_OUT_SEEDS + index)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Language model
+#
+# A GPT-2 of 2.3M parameters that writes the world's stories and has learned to listen to a prefix:
+#
+#     <|endoftext|> [k prefix embeddings] story tokens <|endoftext|>
+#
+# For half of the stories k = 0. For the others slot j of the prefix holds one telling token of chunk j of the story
+# (chunk j: tokens floor(j n / k) to floor((j + 1) n / k)): where a soft prompt will stand later, the model already
+# looks. One slot in ten is softened (a mean of tokens' embeddings, or noise on top), since a soft prompt is no word.
+# ----------------------------------------------------------------------------------------------------------
+
+LM_VOCABULARY = 2048  # nearly every word of the world is one token
+LM_CONTEXT = 512  # a prefix and the longest story, with room to spare
+LM_SHAPE = dict(n_embd=192, n_layer=4, n_head=6, n_positions=LM_CONTEXT)
+LM_BATCH = 32
+LM_POOL = 64 * LM_BATCH  # stories that are sorted by length together, so that a batch has little padding
+LM_RECIPE = Recipe(steps=1600, learning_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
+LM_TOKENIZER_STORIES = 6000
+PREFIX_SHARE = 0.5  # of the stories
+PREFIX_USUAL = 8  # the storyboard's length
+PREFIX_USUAL_SHARE = 0.6  # of the prefixes; the others have 1 to PREFIX_MOST slots
+PREFIX_MOST = 16
+SOFT_SHARE = 0.1  # of the prefix slots
+SOFT_TOKENS = 3  # embeddings in a softened slot's mean
+SOFT_NOISE = 0.5  # most noise on a slot, as a share of the embeddings' own standard deviation
+END_OF_TEXT = "<|endoftext|>"
+LM_CHECK_STORIES = 128  # in the held-out figures of the log
+
+
+def train_lm_tokenizer(texts: Iterator[str]):
+    """A byte-level BPE tokenizer as GPT-2's: one special token that is both BOS and EOS, none for padding."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        texts, vocab_size=LM_VOCABULARY, special_tokens=[END_OF_TEXT], show_progress=False
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        model_max_length=LM_CONTEXT,
+    )
+
+
+def story_ids(tokenizer, stories: list[world.Story]) -> list[list[int]]:
+    """Token ids of each story with the closing EOS, cut at what the context leaves beside BOS and the longest prefix."""
+    most = LM_CONTEXT - 1 - PREFIX_MOST
+    rows = tokenizer([story.text for story in stories], add_special_tokens=False)["input_ids"]
+    return [(row + [tokenizer.eos_token_id])[:most] for row in rows]
+
+
+def informativeness(rows: list[list[int]], vocabulary: int) -> np.ndarray:
+    """Weight of each token (vocabulary,) as a keyword: squared log of how few stories have it, so about 0 for "the"."""
+    stories_with = np.ones(vocabulary)
+    for row in rows:
+        stories_with[np.unique(row)] += 1
+    return np.log((len(rows) + 1) / stories_with).clip(min=0) ** 2 + 1e-3
+
+
+@dataclass
+class LmBatch:
+    """One padded batch: `ids` and `targets` (B, T) long, targets -100 where nothing is predicted; `soft_*` name the
+    softened slots: row and column (N,), the tokens (N, SOFT_TOKENS) whose mean stands there, the noise (N,)."""
+
+    ids: Tensor
+    targets: Tensor
+    soft_row: Tensor
+    soft_column: Tensor
+    soft_tokens: Tensor
+    soft_noise: Tensor
+
+
+def keyword(chunk: list[int], weights: np.ndarray, rng: random.Random) -> int:
+    return rng.choices(chunk, weights=[weights[token] for token in chunk])[0]
+
+
+def chunks_of(row: list[int], count: int) -> list[list[int]]:
+    """`count` equal parts of `row`, at least one token each."""
+    edges = [j * len(row) // count for j in range(count + 1)]
+    return [row[a : max(b, a + 1)] for a, b in zip(edges, edges[1:])]
+
+
+def draw_prefix_length(rng: random.Random) -> int:
+    if rng.random() >= PREFIX_SHARE:
+        return 0
+    return PREFIX_USUAL if rng.random() < PREFIX_USUAL_SHARE else rng.randint(1, PREFIX_MOST)
+
+
+def lm_batch(
+    rows: list[list[int]],
+    lengths: list[int],
+    weights: np.ndarray,
+    bos: int,
+    rng: random.Random,
+    soften: bool = True,
+) -> LmBatch:
+    """Put BOS and a prefix of the given length before each row. Padding is BOS: causal attention never sees it."""
+    ids, targets, soft = [], [], []
+    for i, (row, length) in enumerate(zip(rows, lengths)):
+        prefix = []
+        for j, chunk in enumerate(chunks_of(row[:-1], length) if length else []):
+            prefix.append(keyword(chunk, weights, rng))
+            if soften and rng.random() < SOFT_SHARE:
+                mean = rng.random() < 0.5  # otherwise noise
+                tokens = [keyword(chunk, weights, rng) if mean else prefix[-1] for _ in range(SOFT_TOKENS)]
+                soft.append((i, 1 + j, tokens, 0.0 if mean else rng.uniform(0, SOFT_NOISE)))
+        ids.append([bos, *prefix, *row])
+        targets.append([-100] * length + row)  # the target of position t is the token at t + 1
+    width = max(map(len, ids))
+    row, column, tokens, noise = zip(*soft) if soft else ([], [], [], [])
+    return LmBatch(
+        torch.tensor([x + [bos] * (width - len(x)) for x in ids])[:, :-1],
+        torch.tensor([x + [-100] * (width - 1 - len(x)) for x in targets]),
+        torch.tensor(row, dtype=torch.long),
+        torch.tensor(column, dtype=torch.long),
+        torch.tensor(tokens, dtype=torch.long).reshape(-1, SOFT_TOKENS),
+        torch.tensor(noise, dtype=torch.float32),
+    )
+
+
+def lm_batches(run: Run, tokenizer, weights: np.ndarray) -> Callable[[int], LmBatch]:
+    """The training batch of a step: fresh stories in pools, each pool sorted by length and its batches shuffled."""
+    current: dict[int, list[LmBatch]] = {}  # one pool at a time
+
+    def pool(number: int) -> list[LmBatch]:
+        rng = random.Random(seed_of(run.seed, "lm pool", number))
+        rows = story_ids(tokenizer, [train_story(number * LM_POOL + i) for i in range(LM_POOL)])
+        drawn = sorted(
+            ((row, draw_prefix_length(rng)) for row in rows), key=lambda pair: len(pair[0]) + pair[1]
+        )
+        starts = list(range(0, LM_POOL, LM_BATCH))
+        rng.shuffle(starts)
+        return [
+            lm_batch(*zip(*drawn[s : s + LM_BATCH]), weights, tokenizer.bos_token_id, rng) for s in starts
+        ]
+
+    def at(step: int) -> LmBatch:
+        number, position = divmod(step, LM_POOL // LM_BATCH)
+        if number not in current:
+            current.clear()
+            current[number] = pool(number)
+        return current[number][position]
+
+    return at
+
+
+def lm_embeddings(model, batch: LmBatch, device: torch.device) -> Tensor:
+    """Input embeddings (B, T, E), the softened slots replaced."""
+    table = model.transformer.wte
+    embeddings = table(batch.ids.to(device))  # (B, T, E)
+    if len(batch.soft_row) == 0:
+        return embeddings
+    soft = table(batch.soft_tokens.to(device)).mean(1)  # (N, E)
+    scale = batch.soft_noise.to(device)[:, None] * table.weight.detach().std()
+    soft = soft + scale * torch.randn_like(soft)
+    places = (batch.soft_row.to(device), batch.soft_column.to(device))
+    return embeddings.index_put(places, soft.to(embeddings.dtype))
+
+
+def lm_token_nll(model, batch: LmBatch, device: torch.device) -> Tensor:
+    """-log p of every predicted token, nats, (number of story tokens in the batch,)."""
+    hidden = model.transformer(
+        inputs_embeds=lm_embeddings(model, batch, device)
+    ).last_hidden_state  # (B, T, E)
+    targets = batch.targets.to(device)
+    predicted = targets != -100
+    logits = model.lm_head(hidden[predicted])  # (tokens, vocabulary)
+    return F.cross_entropy(logits.float(), targets[predicted], reduction="none")
+
+
+def lm_held_out(run: Run, model, tokenizer, weights: np.ndarray, count: int, length: int) -> dict[str, float]:
+    """NLL of `count` held-out stories after a keyword prefix of `length` tokens: nats per story, and per token."""
+    rows = sorted(story_ids(tokenizer, [held_out_story(i) for i in range(count)]), key=len)
+    rng, total = random.Random(seed_of("lm held out", length)), 0.0
+    for start in range(0, count, LM_BATCH):
+        part = rows[start : start + LM_BATCH]
+        batch = lm_batch(part, [length] * len(part), weights, tokenizer.bos_token_id, rng, soften=False)
+        total += lm_token_nll(model, batch, run.device).double().sum().item()
+    return {"story": total / count, "token": total / sum(map(len, rows))}
+
+
+def new_lm(tokenizer):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    bos = tokenizer.bos_token_id
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # no story comes twice
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), bos_token_id=bos, eos_token_id=bos, **LM_SHAPE, **dropout)
+    )
+
+
+def train_lm(run: Run) -> None:
+    """Stage lm: tokenizer and model, saved in fp16 to output_dir/lm."""
+    sample = [train_story(i) for i in range(run.scaled(LM_TOKENIZER_STORIES, 200))]
+    tokenizer = train_lm_tokenizer(story.text for story in sample)
+    weights = informativeness(story_ids(tokenizer, sample), len(tokenizer))
+    torch.manual_seed(seed_of(run.seed, "lm"))
+    model = new_lm(tokenizer).to(run.device)
+    batch_at = lm_batches(run, tokenizer, weights)
+
+    def losses_at(step: int) -> dict[str, Tensor]:
+        return {"loss": lm_token_nll(model, batch_at(step), run.device).mean()}
+
+    def held_out(model) -> dict[str, float]:
+        count = run.scaled(LM_CHECK_STORIES)
+        bare = lm_held_out(run, model, tokenizer, weights, count, 0)
+        prefixed = lm_held_out(run, model, tokenizer, weights, count, PREFIX_USUAL)
+        world_nats = np.mean([held_out_story(i).nats for i in range(count)])
+        return {
+            "nats/story": bare["story"],
+            "nats/token": bare["token"],
+            "prefixed nats/story": prefixed["story"],
+            "world's nats/story": float(world_nats),
+        }
+
+    steps = run.scaled(LM_RECIPE.steps)
+    model = fit(run, "lm", model, scaled_recipe(LM_RECIPE, steps), losses_at, held_out)
+    save_half(model, run.output_dir / "lm")
+    tokenizer.save_pretrained(run.output_dir / "lm")
+
+
+def scaled_recipe(recipe: Recipe, steps: int) -> Recipe:
+    return Recipe(**{**recipe.__dict__, "steps": steps, "warmup": min(recipe.warmup, steps // 10)})
+
+
+def save_half(model, directory: Path) -> None:
+    """Save a copy of `model` in fp16 safetensors; the model itself stays as it is."""
+    copy.deepcopy(model).half().save_pretrained(directory, safe_serialization=True)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Autoencoder
+#
+# A convolutional AutoencoderKL, 128 px RGB in [-1, 1] to 8 channels of 16 x 16 latents. It learns on 64 px crops, which
+# are cheap and can be picked where there is something to see; then the encoder is frozen and the decoder is tuned on
+# whole panels, where its group norms see what they will see later. Its sharpness bounds every generated picture.
+# ----------------------------------------------------------------------------------------------------------
+
+PANEL_SIZE = 128  # px
+VAE_SHAPE = dict(
+    block_out_channels=(32, 32, 64, 64),
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    layers_per_block=1,
+    latent_channels=8,
+    norm_num_groups=8,
+    mid_block_add_attention=False,  # convolutional throughout, so that crops and panels share one network
+    sample_size=PANEL_SIZE,
+)
+VAE_STORIES = 1000  # 8,000 panels
+VAE_CROP = 64  # px
+VAE_CROP_CHOICES = 2  # crops drawn for each one used: the one with the most detail is kept
+VAE_BATCH = 32
+VAE_RECIPE = Recipe(steps=2400, learning_rate=2e-3, weight_decay=0.0)
+DECODER_BATCH = 8  # whole panels: as many pixels as VAE_BATCH crops
+DECODER_RECIPE = Recipe(steps=1200, learning_rate=6e-4, weight_decay=0.0, ema_decay=0.995)
+KL_WEIGHT = (
+    1e-4  # of the mean KL of one latent element: keeps the latents' scale bounded, costs less than 0.1 dB
+)
+VAE_CHECK_PANELS = 32
+DRAWING_NICENESS = 5
+
+
+def draw_stories(path: Path, stories: int, first: int, stride: int) -> None:
+    """Draw every missing story among first, first + stride, ...: all panels, then its mark."""
+    os.nice(DRAWING_NICENESS)
+    panels, marks = open_panels(path, stories)
+    for index in range(first, stories, stride):
+        if not marks[index]:
+            story = train_story(index)
+            for beat in range(len(world.BEATS)):
+                panels[index, beat] = np.asarray(world.draw_panel(story, beat, PANEL_SIZE))
+            marks[index] = 1
+
+
+def open_panels(path: Path, stories: int) -> tuple[np.memmap, np.memmap]:
+    """Memory maps: the panels (stories, beats, 128, 128, 3) uint8, and a mark (stories,) on each drawn story."""
+    shape = (stories, len(world.BEATS), PANEL_SIZE, PANEL_SIZE, 3)
+    return open_map(path, shape, np.uint8), open_map(path.with_suffix(".marks"), (stories,), np.uint8)
+
+
+def open_map(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
+    """A file of zeros of that shape, or what is in it; a file made for fewer rows is lengthened."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    with open(path, "ab") as file:
+        if file.tell() < size:
+            file.truncate(size)
+    return np.memmap(path, dtype, "r+", shape=shape)
+
+
+def panel_pool(run: Run, stories: int) -> np.memmap:
+    """The panels of the first `stories` training stories (stories, beats, 128, 128, 3) uint8, drawn on all cores."""
+    path = run.work_dir / "panels.u8"
+    panels, marks = open_panels(path, stories)
+    if marks.all():
+        return panels
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    context = torch.multiprocessing.get_context("spawn")
+    jobs = [context.Process(target=draw_stories, args=(path, stories, i, workers)) for i in range(workers)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        while job.is_alive():
+            job.join(timeout=LOG_SECONDS)
+            print(f"[panels] {int(marks.sum())}/{stories} stories drawn", flush=True)
+    if not marks.all():
+        raise RuntimeError(f"{int((marks == 0).sum())} stories of {path} were not drawn: see the error above")
+    return panels
+
+
+def held_out_panels(count: int) -> np.ndarray:
+    """`count` held-out panels (count, 128, 128, 3) uint8, of as many stories, the beats in turn."""
+    beats = len(world.BEATS)
+    return np.stack([world.draw_panel(held_out_story(i), i % beats, PANEL_SIZE) for i in range(count)])
+
+
+def to_signal(pixels: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1], channels last in memory (faster convolutions on CPU)."""
+    signal = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2).float()
+    return (signal / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def detail(crop: np.ndarray) -> float:
+    """Mean absolute difference of neighbouring pixels."""
+    crop = crop.astype(np.int16)
+    return float(np.abs(np.diff(crop, axis=0)).mean() + np.abs(np.diff(crop, axis=1)).mean())
+
+
+def draw_crops(panels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """VAE_BATCH crops (VAE_BATCH, 64, 64, 3) uint8 at multiples of 8 px (the stride of the latents)."""
+    places = (PANEL_SIZE - VAE_CROP) // 8 + 1
+
+    def one() -> np.ndarray:
+        y, x = 8 * rng.integers(places, size=2)
+        return panels[
+            rng.integers(len(panels)), rng.integers(panels.shape[1]), y : y + VAE_CROP, x : x + VAE_CROP
+        ]
+
+    return np.stack([max((one() for _ in range(VAE_CROP_CHOICES)), key=detail) for _ in range(VAE_BATCH)])
+
+
+def draw_whole(panels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    return panels[rng.integers(len(panels), size=count), rng.integers(panels.shape[1], size=count)]
+
+
+def edge_error(difference: Tensor) -> Tensor:
+    """L1 of the finite differences of an error picture: wrong edges, whatever their level."""
+    return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+
+
+def vae_losses(vae, signal: Tensor) -> dict[str, Tensor]:
+    """Both halves: L1 + MSE + edges + KL, on sampled latents."""
+    posterior = vae.encode(signal).latent_dist
+    error = vae.decode(posterior.sample()).sample.float() - signal
+    l1, mse, edges = error.abs().mean(), error.square().mean(), edge_error(error)
+    kl = posterior.kl().mean() / posterior.mean[0].numel()  # nats per latent element
+    return {"loss": l1 + mse + edges + KL_WEIGHT * kl, "l1": l1, "mse": mse, "edges": edges, "kl": kl}
+
+
+def decoder_losses(vae, signal: Tensor) -> dict[str, Tensor]:
+    """The decoder alone, mostly MSE (PSNR is what it is measured by), on the posterior's mean."""
+    with torch.no_grad():
+        latents = vae.encode(signal).latent_dist.mode()
+    error = vae.decode(latents).sample.float() - signal
+    mse, edges = error.square().mean(), edge_error(error)
+    return {"loss": 10 * mse + edges, "mse": mse, "edges": edges}
+
+
+@torch.no_grad()
+def reconstruct(run: Run, vae, pixels: np.ndarray, batch: int = 16) -> np.ndarray:
+    """uint8 (N, 128, 128, 3) through the autoencoder (posterior means) and back to uint8."""
+    out = []
+    for start in range(0, len(pixels), batch):
+        with run.autocast():
+            latents = vae.encode(to_signal(pixels[start : start + batch], run.device)).latent_dist.mode()
+            out.append(to_pixels(vae.decode(latents).sample))
+    return np.concatenate(out)
+
+
+def to_pixels(signal: Tensor) -> np.ndarray:
+    """float (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3)."""
+    pixels = ((signal.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio, dB, of uint8 (N, H, W, 3)."""
+    error = np.square(first.astype(np.float32) - second.astype(np.float32)).mean((1, 2, 3))
+    return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-3))))
+
+
+def measure_scaling(run: Run, vae, panels: np.ndarray) -> float:
+    """1 / standard deviation of the latents: diffusion wants unit variance."""
+    rng = np.random.default_rng(seed_of(run.seed, "vae scaling"))
+    with torch.no_grad(), run.autocast():
+        latents = vae.encode(to_signal(draw_whole(panels, 64, rng), run.device)).latent_dist.mode()
+    return 1 / latents.float().std().item()
+
+
+def train_vae(run: Run) -> None:
+    """Stage vae: both halves on crops, then the decoder on whole panels; saved in fp16 to output_dir/diffusion/vae."""
+    from diffusers import AutoencoderKL
+
+    panels = panel_pool(run, run.scaled(VAE_STORIES, 20))
+    check = held_out_panels(VAE_CHECK_PANELS)
+    torch.manual_seed(seed_of(run.seed, "vae"))
+    vae = AutoencoderKL(**VAE_SHAPE).to(run.device, memory_format=torch.channels_last)
+
+    def signal(name: str, step: int, draw) -> Tensor:
+        return to_signal(draw(np.random.default_rng(seed_of(run.seed, name, step))), run.device)
+
+    def crop_losses(step: int) -> dict[str, Tensor]:
+        return vae_losses(vae, signal("vae crops", step, lambda rng: draw_crops(panels, rng)))
+
+    def panel_losses(step: int) -> dict[str, Tensor]:
+        return decoder_losses(
+            vae, signal("vae panels", step, lambda rng: draw_whole(panels, DECODER_BATCH, rng))
+        )
+
+    def held_out(model) -> dict[str, float]:
+        return {"PSNR dB": psnr(check, reconstruct(run, model, check))}
+
+    fit(run, "vae", vae, scaled_recipe(VAE_RECIPE, run.scaled(VAE_RECIPE.steps)), crop_losses, held_out)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    recipe = scaled_recipe(DECODER_RECIPE, run.scaled(DECODER_RECIPE.steps))
+    tuned = fit(run, "vae_decoder", vae, recipe, panel_losses, held_out)
+    tuned.register_to_config(scaling_factor=measure_scaling(run, tuned, panels))
+    save_half(tuned, run.output_dir / "diffusion" / "vae")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Painter
+#
+# A Stable Diffusion of the storyworld's size: a CLIP text encoder and a UNet, trained together to predict the
+# noise in the latents of a panel from a text that tells it. A text longer than CLIP's 77 tokens is read as
+# several windows of 77, each with its own BOS and EOS, whose states are joined along the sequence; so nothing
+# of a story is cut off. A window that a text does not need is masked.
+# ----------------------------------------------------------------------------------------------------------
+
+CLIP_VOCABULARY = 1536  # nearly every word of the world is one token, lower-cased
+CLIP_WINDOW = 77  # tokens with BOS and EOS, as in every Stable Diffusion 1.x
+CLIP_SHAPE = dict(
+    hidden_size=128,
+    intermediate_size=512,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=CLIP_WINDOW,
+    projection_dim=128,
+)
+UNET_SHAPE = dict(
+    sample_size=PANEL_SIZE // 8,
+    in_channels=8,
+    out_channels=8,
+    block_out_channels=(64, 128, 192),
+    layers_per_block=1,
+    down_block_types=("CrossAttnDownBlock2D",) * 3,  # the words are heard at every resolution
+    up_block_types=("CrossAttnUpBlock2D",) * 3,
+    cross_attention_dim=128,
+    attention_head_dim=4,  # diffusers' old name for the number of heads
+    norm_num_groups=16,
+)
+NOISE_SCHEDULE = dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+UNET_STORIES = 4000  # 32,000 panels
+UNET_BATCH = 32
+UNET_RECIPE = Recipe(steps=3000, learning_rate=8e-4, weight_decay=0.01, ema_decay=0.999)
+NO_TEXT_SHARE = 0.1  # for classifier-free guidance
+MIN_SNR = 5.0  # Hang et al. 2023: clips the weight of nearly clean latents
+ENCODING_BATCH = 8  # stories
+UNET_CHECK_PANELS = 64
+
+
+def train_clip_tokenizer(texts: Iterator[str]):
+    """A CLIPTokenizer whose merges are learned from the world's text; every byte stays writable."""
+    from tokenizers import pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    blank = CLIPTokenizer()  # CLIP's own normaliser and word splitter
+    special = [blank.bos_token, blank.eos_token]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=CLIP_VOCABULARY - len(alphabet),  # room for the word-final bytes below
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    learner = blank.backend_tokenizer
+    learner.train_from_iterator(texts, trainer)
+    model = json.loads(learner.to_str())["model"]
+    vocabulary = model["vocab"]
+    for byte in alphabet:
+        vocabulary.setdefault(byte + "</w>", len(vocabulary))
+    merges = [tuple(merge) for merge in model["merges"]]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_WINDOW)
+
+
+def text_windows(tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Token ids (B, W, 77), W as the longest text needs, and which windows are a text's own, (B, W) bool.
+
+    A text is cut every 75 tokens; within a window EOS pads, as in Stable Diffusion; every text has one window.
+    """
+    inner = CLIP_WINDOW - 2
+    rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    most = max(1, max(math.ceil(len(row) / inner) for row in rows))
+    ids = torch.full((len(rows), most, CLIP_WINDOW), tokenizer.eos_token_id)
+    ids[:, :, 0] = tokenizer.bos_token_id
+    own = torch.zeros(len(rows), most, dtype=torch.bool)
+    own[:, 0] = True
+    for i, row in enumerate(rows):
+        for w, start in enumerate(range(0, len(row), inner)):
+            part = row[start : start + inner]
+            ids[i, w, 1 : 1 + len(part)] = torch.tensor(part)
+            own[i, w] = True
+    return ids, own
+
+
+def text_states(text_encoder, ids: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows (B, W, 77) and their owners (B, W) to states (B, W * 77, E) and their mask (B, W * 77) bool."""
+    states = text_encoder(ids[own]).last_hidden_state  # (own windows, 77, E)
+    joined = states.new_zeros(*ids.shape, states.shape[-1]).index_put((own,), states)  # (B, W, 77, E)
+    return joined.flatten(1, 2), own.repeat_interleave(ids.shape[2], dim=1)
+
+
+def panel_text(story: world.Story, rng: random.Random) -> tuple[str, int]:
+    """A text and the beat whose panel it tells: all the ways in which a painter is asked for a picture."""
+    last = len(story.beats) - 1
+    way, beat = rng.random(), rng.randint(0, last)
+    if way < 0.25:
+        return story.text, last
+    if way < 0.40:
+        return story.prompt, last  # a prompt that somebody typed, with nothing after it
+    if way < 0.55:
+        return story.beats[beat], beat
+    if way < 0.75:
+        return story.beats[0] if beat == 0 else f"{story.prompt} {story.beats[beat]}", beat
+    return " ".join(story.beats[rng.randint(0, beat) : beat + 1]), beat
+
+
+class Painter(nn.Module):
+    """Text encoder and UNet, trained as one."""
+
+    def __init__(self, text_encoder: nn.Module, unet: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder, self.unet = text_encoder, unet
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, ids: Tensor, own: Tensor) -> Tensor:
+        """The noise (B, L, 16, 16) in `noisy` at `timesteps` (B,), given the text windows (B, W, 77)."""
+        states, mask = text_states(self.text_encoder, ids, own)
+        return self.unet(noisy, timesteps, states, encoder_attention_mask=mask).sample
+
+
+def new_painter(tokenizer) -> Painter:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **CLIP_SHAPE,
+    )
+    return Painter(CLIPTextModel(config), UNet2DConditionModel(**UNET_SHAPE))
+
+
+def load_vae(run: Run):
+    """The finished autoencoder, in fp32, frozen."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(run.output_dir / "diffusion" / "vae", torch_dtype=torch.float32)
+    return vae.to(run.device, memory_format=torch.channels_last).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def encode(run: Run, vae, pixels: np.ndarray) -> Tensor:
+    """uint8 (B, 128, 128, 3) to scaled latents (B, L, 16, 16) float32: the posterior's mean."""
+    with run.autocast():
+        latents = vae.encode(to_signal(pixels, run.device)).latent_dist.mode()
+    return latents.float() * vae.config.scaling_factor
+
+
+def latent_pool(run: Run, vae, panels: np.ndarray) -> np.memmap:
+    """The latents (stories, beats, L, 16, 16) float16 of all panels, each encoded once."""
+    side = UNET_SHAPE["sample_size"]
+    shape = (*panels.shape[:2], UNET_SHAPE["in_channels"], side, side)
+    latents = open_map(run.work_dir / "latents.f16", shape, np.float16)
+    marks = open_map(run.work_dir / "latents.marks", shape[:1], np.uint8)
+    printed = time.monotonic()
+    for start in range(0, len(panels), ENCODING_BATCH):
+        part = slice(start, start + ENCODING_BATCH)
+        if marks[part].all():
+            continue
+        pixels = panels[part].reshape(-1, *panels.shape[2:])
+        latents[part] = encode(run, vae, pixels).cpu().numpy().reshape(-1, *shape[1:])
+        marks[part] = 1
+        if time.monotonic() - printed >= LOG_SECONDS:
+            printed = time.monotonic()
+            print(f"[latents] {int(marks.sum())}/{len(panels)} stories encoded", flush=True)
+    return latents
+
+
+def stratified_timesteps(count: int, total: int, device: torch.device) -> Tensor:
+    """`count` timesteps (count,) in [0, total), one from each of `count` equal bins: less variance in the loss."""
+    return ((torch.arange(count) + torch.rand(count)) * total / count).long().to(device)
+
+
+def noise_errors(painter: Painter, scheduler, latents: Tensor, ids: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared epsilon error of each example, mean over the latent's elements (B,), and its min-SNR weight (B,)."""
+    timesteps = stratified_timesteps(len(latents), scheduler.config.num_train_timesteps, latents.device)
+    noise = torch.randn_like(latents)
+    predicted = painter(scheduler.add_noise(latents, noise, timesteps), timesteps, ids, own).float()
+    kept = scheduler.alphas_cumprod.to(latents.device)[timesteps]
+    snr = kept / (1 - kept)
+    return (predicted - noise).square().mean((1, 2, 3)), snr.clamp(max=MIN_SNR) / snr
+
+
+class PainterCheck:
+    """Held-out epsilon error with the panels' own texts and with others': a painter that listens tells them apart."""
+
+    def __init__(self, run: Run, vae, tokenizer, scheduler, count: int) -> None:
+        self.run, self.scheduler = run, scheduler
+        rng = random.Random(seed_of("painter check"))
+        stories = [held_out_story(i) for i in range(count)]
+        texts, beats = zip(*(panel_text(story, rng) for story in stories))
+        drawn = [world.draw_panel(story, beat, PANEL_SIZE) for story, beat in zip(stories, beats)]
+        self.latents = encode(run, vae, np.stack(drawn))
+        self.own_text = [x.to(run.device) for x in text_windows(tokenizer, list(texts))]
+        self.other_text = [x.roll(1, dims=0) for x in self.own_text]
+
+    def __call__(self, painter: Painter) -> dict[str, float]:
+        figures = {}
+        for name, windows in (("own text", self.own_text), ("another's text", self.other_text)):
+            torch.manual_seed(0)  # common noise and timesteps
+            with self.run.autocast():
+                errors, _ = noise_errors(painter, self.scheduler, self.latents, *windows)
+            figures[name] = errors.mean().item()
+        return figures
+
+
+def train_unet(run: Run) -> None:
+    """Stage unet: text encoder and UNet on the autoencoder's latents; the pipeline goes to output_dir/diffusion."""
+    from diffusers import DDPMScheduler
+
+    count = run.scaled(UNET_STORIES, 20)
+    vae = load_vae(run)
+    latents = latent_pool(run, vae, panel_pool(run, count))
+    stories = [train_story(i) for i in range(count)]
+    tokenizer = train_clip_tokenizer(story.text for story in stories)
+    scheduler = DDPMScheduler(**NOISE_SCHEDULE)
+    torch.manual_seed(seed_of(run.seed, "unet"))
+    painter = new_painter(tokenizer).to(run.device)
+
+    def losses_at(step: int) -> dict[str, Tensor]:
+        rng = random.Random(seed_of(run.seed, "painter batch", step))
+        chosen = [rng.randrange(count) for _ in range(UNET_BATCH)]
+        texts, beats = zip(*(panel_text(stories[i], rng) for i in chosen))
+        heard = ["" if rng.random() < NO_TEXT_SHARE else text for text in texts]
+        ids, own = (x.to(run.device) for x in text_windows(tokenizer, heard))
+        clean = torch.from_numpy(latents[chosen, list(beats)]).to(run.device).float()
+        errors, weights = noise_errors(painter, scheduler, clean, ids, own)
+        return {"loss": (weights * errors).mean(), "error": errors.mean()}
+
+    check = PainterCheck(run, vae, tokenizer, scheduler, run.scaled(UNET_CHECK_PANELS, 8))
+    recipe = scaled_recipe(UNET_RECIPE, run.scaled(UNET_RECIPE.steps))
+    save_pipeline(run, vae, tokenizer, fit(run, "unet", painter, recipe, losses_at, check))
+
+
+def save_pipeline(run: Run, vae, tokenizer, painter: Painter) -> None:
+    """A StableDiffusionPipeline in fp16 safetensors, loadable with the stock classes."""
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=painter.text_encoder,
+        tokenizer=tokenizer,
+        unet=painter.unet,
+        scheduler=DPMSolverMultistepScheduler(**NOISE_SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(run.output_dir / "diffusion", safe_serialization=True)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Probe
+#
+# Reads the story's factors off a picture, so that "the picture shows the story" is a number. It learns from
+# drawn panels, half of them passed through the autoencoder, some blurred or noisy: generated pictures look so.
+# ----------------------------------------------------------------------------------------------------------
+
+PROBE_FACTORS = ("species", "colour", "place", "time", "weather", "object", "problem", "helper", "ending")
+PROBE_CHANNELS = (24, 48, 64, 96, 96)
+PROBE_STORIES = VAE_STORIES
+PROBE_BATCH = 32
+PROBE_RECIPE = Recipe(steps=900, learning_rate=3e-3, ema_decay=0.99)
+PROBE_RECONSTRUCTED = 0.5  # share of the batch that has been through the autoencoder
+PROBE_LATENT_NOISE = 0.15  # most noise on their (unit variance) latents
+PROBE_BLURRED = 0.25
+PROBE_NOISE = 0.04  # most pixel noise
+PROBE_CHECK_STORIES = 64
+NOT_SHOWN = -1  # the class index of a factor that a panel does not show
+
+
+class Probe(nn.Module):
+    """Pictures (B, 3, 128, 128) in [0, 1] to logits, one (B, values) per factor; values in world.FACTORS' order."""
+
+    def __init__(self, heads: dict[str, int]) -> None:
+        super().__init__()
+        self.heads = dict(heads)
+        widths = (3, *PROBE_CHANNELS)
+        blocks = [
+            nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+            for a, b in zip(widths, widths[1:])
+        ]
+        self.features = nn.Sequential(*blocks, nn.Flatten())  # 4 x 4 places: where a thing is counts
+        self.readout = nn.Linear(16 * widths[-1], sum(heads.values()))
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        logits = self.readout(self.features(pictures * 2 - 1))
+        return dict(zip(self.heads, logits.split(list(self.heads.values()), dim=1)))
+
+    @torch.no_grad()
+    def read(self, pictures: Tensor) -> list[dict[str, str]]:
+        """The likeliest value of every factor of each picture."""
+        best = {factor: logits.argmax(1).tolist() for factor, logits in self(pictures).items()}
+        return [{f: world.FACTORS[f][best[f][i]] for f in best} for i in range(len(pictures))]
+
+
+def save_probe(probe: Probe, path: Path) -> None:
+    """fp16 safetensors with the heads' sizes in the metadata."""
+    from safetensors.torch import save_file
+
+    state = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in probe.state_dict().items()}
+    write_atomically(path, lambda partial: save_file(state, partial, {"heads": json.dumps(probe.heads)}))
+
+
+def load_probe(path: str | Path) -> Probe:
+    """The probe saved at `path`, fp32, in eval mode."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        probe = Probe(json.loads(file.metadata()["heads"]))
+        probe.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (not a dict)
+    return probe.float().eval()
+
+
+def factor_labels(stories: list[world.Story]) -> np.ndarray:
+    """Class indices (stories, beats, factors), NOT_SHOWN where the panel does not show the factor."""
+    labels = np.full((len(stories), len(world.BEATS), len(PROBE_FACTORS)), NOT_SHOWN)
+    for i, story in enumerate(stories):
+        for beat in range(len(world.BEATS)):
+            for factor, value in world.visible_factors(story, beat).items():
+                if factor in PROBE_FACTORS:
+                    labels[i, beat, PROBE_FACTORS.index(factor)] = world.FACTORS[factor].index(value)
+    return labels
+
+
+@torch.no_grad()
+def look_generated(run: Run, vae, signal: Tensor) -> Tensor:
+    """[-1, 1] panels (B, 3, 128, 128) to [0, 1] pictures that look generated: the first part reconstructed from
+    noisy latents, then some blurred, all a little noisy."""
+    count = round(PROBE_RECONSTRUCTED * len(signal))
+    with run.autocast():
+        latents = vae.encode(signal[:count]).latent_dist.mode()
+        noise = torch.randn_like(latents) * torch.rand(count, 1, 1, 1, device=latents.device)
+        latents = latents + noise * PROBE_LATENT_NOISE / vae.config.scaling_factor
+        signal = torch.cat([vae.decode(latents).sample.float().clamp(-1, 1), signal[count:]])
+    blurred = F.interpolate(F.avg_pool2d(signal, 2), scale_factor=2, mode="bilinear")
+    chosen = torch.rand(len(signal), 1, 1, 1, device=signal.device) < PROBE_BLURRED
+    signal = torch.where(chosen, blurred, signal)
+    amount = PROBE_NOISE * torch.rand(len(signal), 1, 1, 1, device=signal.device)
+    return ((signal + 1) / 2 + amount * torch.randn_like(signal)).clamp(0, 1)
+
+
+def probe_losses(probe: Probe, pictures: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy of every factor that is shown, nats, mean over the factors."""
+    losses = {}
+    for column, (factor, logits) in enumerate(probe(pictures).items()):
+        shown = (labels[:, column] != NOT_SHOWN).sum().clamp(min=1)
+        total = F.cross_entropy(logits.float(), labels[:, column], ignore_index=NOT_SHOWN, reduction="sum")
+        losses[factor] = total / shown
+    return {"loss": torch.stack(list(losses.values())).mean()}
+
+
+def probe_accuracy(run: Run, probe: Probe, pixels: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Share of right readings per factor, of uint8 pictures (N, 128, 128, 3) that show `labels` (N, factors)."""
+    right: dict[str, list[bool]] = {factor: [] for factor in probe.heads}
+    for start in range(0, len(pixels), 32):
+        part = slice(start, start + 32)
+        with torch.no_grad():
+            logits = probe((to_signal(pixels[part], run.device) + 1) / 2)
+        for column, factor in enumerate(probe.heads):
+            truth = labels[part, column]
+            guess = logits[factor].argmax(1).cpu().numpy()
+            right[factor] += list((guess == truth)[truth != NOT_SHOWN])
+    return {factor: float(np.mean(marks)) for factor, marks in right.items() if marks}
+
+
+def all_panels(stories: list[world.Story]) -> np.ndarray:
+    """Every panel of the stories (stories * beats, 128, 128, 3) uint8."""
+    beats = range(len(world.BEATS))
+    return np.stack([np.asarray(world.draw_panel(s, beat, PANEL_SIZE)) for s in stories for beat in beats])
+
+
+def train_probe(run: Run) -> None:
+    """Stage probe: saved in fp16 to output_dir/probe.safetensors."""
+    count = run.scaled(PROBE_STORIES, 20)
+    panels, vae = panel_pool(run, count), load_vae(run)
+    labels = factor_labels([train_story(i) for i in range(count)])
+    checked_stories = [held_out_story(i) for i in range(run.scaled(PROBE_CHECK_STORIES))]
+    check_pixels = all_panels(checked_stories)
+    check_labels = factor_labels(checked_stories).reshape(-1, len(PROBE_FACTORS))
+    torch.manual_seed(seed_of(run.seed, "probe"))
+    probe = Probe({factor: len(world.FACTORS[factor]) for factor in PROBE_FACTORS})
+    probe = probe.to(run.device, memory_format=torch.channels_last)
+
+    def losses_at(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng(seed_of(run.seed, "probe batch", step))
+        index, beat = rng.integers(count, size=PROBE_BATCH), rng.integers(panels.shape[1], size=PROBE_BATCH)
+        pictures = look_generated(run, vae, to_signal(panels[index, beat], run.device))
+        return probe_losses(probe, pictures, torch.from_numpy(labels[index, beat]).to(run.device))
+
+    def held_out(model) -> dict[str, float]:
+        return probe_accuracy(run, model, check_pixels, check_labels)
+
+    recipe = scaled_recipe(PROBE_RECIPE, run.scaled(PROBE_RECIPE.steps))
+    save_probe(fit(run, "probe", probe, recipe, losses_at, held_out), run.output_dir / "probe.safetensors")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------------------------------------
+
+STAGES = {"lm": train_lm, "vae": train_vae, "unet": train_unet, "probe": train_probe}
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train the storyworld's embedded backbones.")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to make")
+    parser.add_argument("--work_dir", type=Path, default=HERE / "work", help="checkpoints and drawn panels")
+    parser.add_argument("--output_dir", type=Path, default=HERE, help="the finished weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="times all step and example counts, for rehearsals"
+    )
+    parser.add_argument("--mixed_precision", choices=("bf16", "no"), default="bf16", help="autocast dtype")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    run = Run(
+        work_dir=arguments.work_dir,
+        output_dir=arguments.output_dir,
+        seed=arguments.seed,
+        scale=arguments.scale,
+        device=choose_device(arguments.device),
+        bf16=arguments.mixed_precision == "bf16",
+    )
+    run.work_dir.mkdir(parents=True, exist_ok=True)
+    for stage in STAGES:
+        if stage not in arguments.stages:
+            continue
+        if run.done(stage).exists():
+            print(f"[{stage}] finished before ({run.done(stage)})", flush=True)
+            continue
+        start = time.monotonic()
+        STAGES[stage](run)
+        write_atomically(run.done(stage), lambda partial: partial.write_text("done\n"))
+        print(f"[{stage}] finished in {clock(time.monotonic() - start)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

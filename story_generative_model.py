@@ -1,0 +1,1688 @@
+"""StoryDiffusion: one line in, a short illustrated story out, through eight readable codes.
+
+A story s with picture x is explained by a *storyboard* z of eight discrete codes, and training minimises
+
+    -log p_psi(s | z)  +  beta_kl * -log p_theta(z)  +  VQ commitment  +  lambda * E ||eps_omega(x_t, t, s) - eps||^2
+       text NLL              latent NLL                                      diffusion NLL
+
+the negative ELBO of a model with a deterministic encoder z = q_phi(s), whose entropy is zero. Trained: the encoder
+phi with its EMA codebook, the prior theta, and the map from codes to a soft prompt. Frozen: the language model psi
+and the latent diffusion omega.
+
+    python story_generative_model.py generate --prompt "A shy blue owl looks for a lost star"    # embedded, on a CPU
+    python download_data.py --source storyworld
+    python story_generative_model.py train --preset storyworld                                   # three minutes
+    python story_generative_model.py evaluate --ckpt checkpoints/story_gen/ckpt_500.pt
+    python story_generative_model.py train --mixed_precision fp16                                # GPT-2-XL and SD
+
+Shapes: B stories, T story tokens, S = 8 slots, K codes, D storyboard width, E language-model width, P soft tokens.
+
+Contents: 1 Configuration   2 Data          3 Vector quantiser   4 Storyboard encoder   5 Prior        6 Backbones
+          7 Objective       8 Checkpoints   9 Generation        10 Evaluation          11 Training    12 Command line
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NUM_SLOTS = 8  # S: a storyboard is eight codes, one for each equal chunk of the story
+ROOT = Path(__file__).resolve().parent
+EMBEDDED_CHECKPOINT = ROOT / "assets" / "storyworld" / "storyboard.pt"
+
+
+class StoryError(Exception):
+    """A mistake that its maker can mend: shown as one line, without a traceback; `code` is the exit status."""
+
+    def __init__(self, message: str, code: int = 1):
+        super().__init__(message)
+        self.code = code
+
+
+def say(message: str) -> None:
+    """Progress and warnings go to standard error: standard output is for results alone."""
+    print(message, file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 1. Configuration
+# In: the command line. Out: one Config. A default, its unit and its help stand in one place, the field; the flags are
+# made from the fields, a preset changes defaults, and an explicit flag wins over the preset.
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def flag(default, text: str, commands: str = "train", low: float | None = None, choices: tuple = ()):
+    """A Config field that is also `--name` of each command in `commands`; numbers below `low` are refused."""
+    return field(default=default, metadata=dict(help=text, commands=commands.split(), low=low, choices=choices))
+
+
+@dataclass
+class Config:
+    preset: str = flag("gpt2-xl", "defaults to start from", choices=("gpt2-xl", "storyworld"))
+    # the frozen backbones: a hub id or a local folder
+    lm_model: str = flag("openai-community/gpt2-xl", "causal language model, frozen")
+    diffusion_model: str = flag("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.x or 2.x, frozen")
+    # the trained parts
+    num_codes: int = flag(4096, "K, codes in the codebook", low=2)
+    code_dim: int = flag(16, "D, width of a code vector", low=1)
+    encoder_width: int = flag(512, "width of the storyboard encoder", low=1)
+    encoder_layers: int = flag(6, "layers of the storyboard encoder", low=1)
+    prior_width: int = flag(512, "width of the prior", low=1)
+    prior_layers: int = flag(4, "layers of the prior", low=1)
+    num_heads: int = flag(8, "attention heads of encoder and prior", low=1)
+    soft_tokens_per_slot: int = flag(1, "soft prompt tokens for each slot", low=1)
+    # the objective
+    beta_kl: float = flag(0.1, "weight of the latent NLL", low=0)
+    commitment_weight: float = flag(0.25, "weight of the VQ commitment term", low=0)
+    diffusion_weight: float = flag(0.1, "lambda, weight of the diffusion NLL", low=0)
+    diffusion_stories: int = flag(0, "stories of each batch whose picture is scored; 0 is all of them", low=0)
+    ema_decay: float = flag(0.99, "decay of the codebook's moving averages", low=0)
+    quantizer_warmup_steps: int = flag(1000, "steps before the quantiser is switched on", low=0)
+    # data
+    data_root: str = flag("data", "folder that holds train/ and val/", "train evaluate")
+    max_train_samples: int = flag(0, "use only the first N training stories; 0 is all of them", low=0)
+    max_val_samples: int = flag(
+        256, "use only the first N validation stories; 0 is all of them", "train evaluate", low=0
+    )
+    dataloader_num_workers: int = flag(2, "processes that read pictures", low=0)
+    # optimisation
+    output_dir: str = flag("checkpoints/story_gen", "folder for checkpoints and TensorBoard")
+    max_train_steps: int = flag(150_000, "optimizer steps", low=1)
+    train_batch_size: int = flag(8, "stories per step on each process", low=1)
+    gradient_accumulation_steps: int = flag(1, "batches per optimizer step", low=1)
+    learning_rate: float = flag(2e-4, "AdamW learning rate of encoder and prior", low=0)
+    soft_prompt_lr_scale: float = flag(5.0, "learning rate of the soft prompt's map, times the rest's", low=0)
+    adam_weight_decay: float = flag(0.01, "AdamW weight decay", low=0)
+    lr_scheduler: str = flag("cosine", "learning-rate schedule", choices=("cosine", "linear", "constant_with_warmup"))
+    lr_warmup_steps: int = flag(2000, "optimizer steps of linear warm-up", low=0)
+    max_grad_norm: float = flag(1.0, "gradients are clipped to this norm", low=0)
+    mixed_precision: str = flag("fp16", "precision of the matrix products", choices=("no", "fp16", "bf16"))
+    gradient_checkpointing: bool = flag(False, "recompute the language model's activations to save memory")
+    # bookkeeping
+    checkpointing_steps: int = flag(5000, "optimizer steps between checkpoints", low=1)
+    checkpoints_total_limit: int = flag(0, "checkpoints to keep, at least 2; 0 is all of them", low=0)
+    resume_from_checkpoint: str = flag("", "a checkpoint's path, or 'latest'")
+    validation_steps: int = flag(1000, "optimizer steps between validations", low=1)
+    logging_steps: int = flag(10, "optimizer steps between points in TensorBoard", low=1)
+    seed: int = flag(0, "seed of data order, noise and sampling", "train generate evaluate", low=0)
+    # generation
+    validation_prompt: str = flag("", "opening of the sample story; by default the first validation prompt")
+    prompt: str = flag("", "opening line of the story", "generate")
+    ckpt: str = flag("", "checkpoint; the embedded storyworld one by default", "generate evaluate")
+    output: str = flag("", "where the picture (generated.png) or the metrics go", "generate evaluate")
+    storyboard: str = flag("", 'codes to pin, "3 17 _ _ 5 _ _ _"; _ leaves a slot free', "generate")
+    num_storyboards: int = flag(
+        32, "storyboards drawn from the prior, of which the prompt picks one", "generate", low=1
+    )
+    temperature: float = flag(1.0, "sampling temperature of storyboard and story", "train generate", low=0.01)
+    top_p: float = flag(0.95, "nucleus of storyboard and story", "train generate", low=0.01)
+    max_new_tokens: int = flag(320, "longest continuation of the prompt, in tokens", "train generate", low=1)
+    num_inference_steps: int = flag(20, "denoising steps of the picture", "train generate", low=1)
+    guidance_scale: float = flag(7.5, "classifier-free guidance of the picture", "train generate", low=0)
+    split: str = flag("val", "which split to evaluate", "evaluate", choices=("train", "val"))
+    eval_batch_size: int = flag(32, "stories per pass in evaluation", "train evaluate", low=1)
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            value, low, choices = getattr(self, f.name), f.metadata["low"], f.metadata["choices"]
+            if low is not None and not value >= low:
+                raise StoryError(f"--{f.name} must be at least {low:g}, got {value}", 2)
+            if choices and value not in choices:
+                raise StoryError(f"--{f.name} must be one of {', '.join(choices)}, got {value!r}", 2)
+        if self.encoder_width % self.num_heads or self.prior_width % self.num_heads:
+            raise StoryError(f"--encoder_width and --prior_width must be multiples of --num_heads {self.num_heads}", 2)
+
+
+PRESETS = {
+    "gpt2-xl": {},
+    "storyworld": dict(
+        lm_model="assets/storyworld/lm",
+        diffusion_model="assets/storyworld/diffusion",
+        num_codes=128,
+        encoder_width=128,
+        prior_width=128,
+        prior_layers=2,
+        num_heads=4,
+        learning_rate=1e-3,
+        lr_warmup_steps=20,
+        quantizer_warmup_steps=80,
+        max_train_steps=500,
+        train_batch_size=16,
+        diffusion_stories=4,
+        checkpointing_steps=250,
+        validation_steps=250,
+        max_val_samples=128,
+        guidance_scale=2.5,
+        dataloader_num_workers=0,
+        mixed_precision="no",
+    ),
+}
+
+COMMANDS = {
+    "train": "train encoder, codebook, prior and soft prompt on data made by download_data.py",
+    "generate": "write a story from a prompt and paint its picture",
+    "evaluate": "measure a checkpoint on held-out stories",
+}
+
+
+def parse_args(argv: list[str]) -> tuple[str, Config, set[str]]:
+    """Returns the command, its configuration, and the names of the flags that were given by hand."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    for command, text in COMMANDS.items():
+        options = commands.add_parser(command, help=text, description=text, allow_abbrev=False)
+        for f in dataclasses.fields(Config):
+            if command not in f.metadata["commands"]:
+                continue
+            text = f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%")
+            if isinstance(f.default, bool):
+                kind = dict(action="store_true")
+            else:
+                kind = dict(type=type(f.default), choices=f.metadata["choices"] or None)
+            options.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=text, **kind)
+    given = vars(parser.parse_args(argv))
+    command = given.pop("command")
+    try:
+        return command, Config(**{**PRESETS[given.get("preset", "gpt2-xl")], **given}), set(given)
+    except StoryError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":  # --help and a mistyped flag are answered before torch's seconds of import
+    parse_args(sys.argv[1:])
+
+import copy
+import math
+import re
+import signal
+import time
+import warnings
+import zipfile
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+import torch.nn.functional as F
+from PIL import Image, ImageOps, PngImagePlugin
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+# ------------------------------------------------------------------------------------------------------------------
+# 2. Data
+# In: data_root/{train,val}/stories.jsonl and the pictures beside it. Out: batches of story tokens with one panel of
+# each story, its text and its picture in [-1, 1] at the painter's resolution. The order of the stories is a function
+# of (seed, position), so that a resumed run reads exactly what an unbroken one would have read.
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A CPU generator that is a function of the numbers: every random draw of this program comes from one, keyed by
+    the seed and by what is drawn, so that there is no random state to lose."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+
+
+class Panel(NamedTuple):
+    text: str
+    image_path: str
+
+
+class Row(NamedTuple):
+    prompt: str
+    story: str
+    panels: tuple[Panel, ...]
+    where: str  # "stories.jsonl:LINE", for messages
+    factors: dict[str, str]  # the storyworld's ground truth; empty for real stories
+
+
+def parse_row(line: str, where: str) -> Row:
+    """One line of stories.jsonl. Raises StoryError that names the file, the line, and what is wrong with it."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise StoryError(f"{where}: not JSON ({error}); run download_data.py again") from None
+    panels = (row.get("panels") or [dict(row, text=row.get("story"))]) if isinstance(row, dict) else None
+    if panels is None:
+        raise StoryError(f"{where}: expected an object with prompt, story and image_path, got {str(row)[:40]!r}")
+    wanted = [("prompt", row.get("prompt")), ("story", row.get("story"))]
+    for number, panel in enumerate(panels):
+        panel = panel if isinstance(panel, dict) else {}
+        wanted += [
+            (f"panels[{number}].text", panel.get("text")),
+            (f"panels[{number}].image_path", panel.get("image_path")),
+        ]
+    for name, value in wanted:
+        if not isinstance(value, str) or not value.strip():
+            raise StoryError(f"{where}: {name} must be text that is not empty, got {str(value)[:40]!r}")
+    panels = tuple(Panel(panel["text"], panel["image_path"]) for panel in panels)
+    return Row(row["prompt"], row["story"], panels, where, row.get("factors") or {})
+
+
+def read_rows(data_root: str, split: str, limit: int = 0) -> list[Row]:
+    path = Path(data_root) / split / "stories.jsonl"
+    if not path.is_file():
+        raise StoryError(f"{path} does not exist: make it with download_data.py (--source storyworld needs no network)")
+    rows = []
+    with open(path, encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                rows.append(parse_row(line, f"{path}:{number}"))
+            if limit and len(rows) == limit:
+                break
+    if not rows:
+        raise StoryError(f"{path} holds no stories: run download_data.py again")
+    return rows
+
+
+def load_picture(path: Path, resolution: int, where: str) -> Tensor:
+    """The picture's centre square, (3, R, R) float32 in [-1, 1]: the range of Stable Diffusion's autoencoder."""
+    try:
+        with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
+            image = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise StoryError(f"{where}: {path}: not a readable JPEG, PNG or WebP picture ({error})") from None
+    image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(resolution, resolution, 3)
+    return pixels.permute(2, 0, 1).float() / 127.5 - 1  # (3, R, R)
+
+
+class StoryDataset(Dataset):
+    """Rows by (epoch, index, with_picture): the epoch seeds the choice of the panel, and pictures that nobody will
+    score are not read."""
+
+    def __init__(self, rows: list[Row], folder: Path, tokenizer, max_tokens: int, resolution: int, seed: int):
+        self.rows, self.folder, self.tokenizer = rows, folder, tokenizer
+        self.max_tokens, self.resolution, self.seed = max_tokens, resolution, seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int, bool]) -> dict:
+        epoch, index, with_picture = key
+        row = self.rows[index]
+        tokens = self.tokenizer(row.story, add_special_tokens=False)["input_ids"]
+        panel = row.panels[int(torch.randint(len(row.panels), (), generator=seeded(self.seed, epoch, index)))]
+        item = dict(index=index, tokens=tokens[: self.max_tokens], cut=len(tokens) > self.max_tokens)
+        if with_picture:
+            item["text"], item["picture"] = panel.text, panel.image_path
+            item["pixels"] = load_picture(self.folder / panel.image_path, self.resolution, row.where)
+        return item
+
+
+def collate(items: list[dict]) -> dict:
+    """tokens (B, T) int64, padded at the right with 0; mask (B, T) bool; cut (B,) bool: the story was longer than T.
+    The first M items carry a picture: pixels (M, 3, R, R) float32, texts of length M."""
+    length = max(len(item["tokens"]) for item in items)
+    tokens = torch.tensor([item["tokens"] + [0] * (length - len(item["tokens"])) for item in items])  # (B, T)
+    lengths = torch.tensor([len(item["tokens"]) for item in items])
+    painted = [item for item in items if "pixels" in item]
+    return dict(
+        index=[item["index"] for item in items],
+        tokens=tokens,
+        mask=torch.arange(length) < lengths[:, None],  # (B, T)
+        cut=torch.tensor([item["cut"] for item in items]),
+        texts=[item["text"] for item in painted],
+        pictures=[item["picture"] for item in painted],
+        pixels=torch.stack([item["pixels"] for item in painted]) if painted else None,
+    )
+
+
+class StoryBatches:
+    """An endless batch sampler: position p of the stream is story randperm(seed, epoch)[p mod N] of epoch p // N.
+    Process r of n takes every n-th batch, so the stream does not depend on who reads it."""
+
+    def __init__(
+        self,
+        size: int,
+        batch: int,
+        pictures: int,
+        seed: int,
+        position: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
+        self.size, self.batch, self.pictures, self.seed = size, batch, pictures, seed
+        self.position, self.rank, self.ranks = position, rank, ranks
+
+    def __iter__(self):
+        epoch, order, position = -1, None, self.position + self.rank * self.batch
+        while True:
+            keys = []
+            for place in range(position, position + self.batch):
+                if place // self.size != epoch:
+                    epoch = place // self.size
+                    order = torch.randperm(self.size, generator=seeded(self.seed, epoch)).tolist()
+                keys.append((epoch, order[place % self.size], len(keys) < self.pictures))
+            yield keys
+            position += self.batch * self.ranks
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 3. Vector quantiser
+# In: encoder outputs (N, D), one row for each token. Out: the nearest code of each. The codebook is learned by moving
+# averages (van den Oord et al. 2017, appendix A.1), never by gradient: counts and sums are kept apart in float32,
+#     N_k <- decay N_k + (1 - decay) n_k      m_k <- decay m_k + (1 - decay) sum of x in k      e_k = m_k / N_k
+# starts from k-means on encoder outputs, and a code that dies is revived from the outputs of the moment.
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """The rows (N, D) of every process, in rank order; N may differ between processes."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return x
+    sizes = [torch.zeros((), dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor(len(x), device=x.device))
+    longest = int(max(sizes))
+    parts = [x.new_empty(longest, x.shape[1]) for _ in sizes]
+    dist.all_gather(parts, F.pad(x, (0, 0, 0, longest - len(x))).contiguous())
+    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes)])
+
+
+def kmeans(x: Tensor, num_clusters: int, generator: torch.Generator, iterations: int = 10) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm on the rows of x (N, D): centres (K, D) and their counts (K,). Fewer rows than clusters leave
+    clusters with a count of zero, which stand on a copy of a row."""
+    picks = torch.randperm(len(x), generator=generator)
+    picks = picks.repeat(-(-num_clusters // len(x)))[:num_clusters]
+    centres = x[picks.to(x.device)].clone()  # (K, D)
+    for _ in range(iterations):
+        nearest = torch.cdist(x, centres).argmin(1)  # (N,)
+        counts = torch.bincount(nearest, minlength=num_clusters).to(x.dtype)  # (K,)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, x)
+        centres = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), centres)
+    return centres, counts
+
+
+class VectorQuantizer(nn.Module):
+    """EMA codebook of K codes of width D. All state is float32 buffers; call it outside autocast.
+
+    A code whose moving-average count falls below `dead_share` of the uniform share is moved onto a current output.
+    """
+
+    def __init__(
+        self,
+        num_codes: int,
+        code_dim: int,
+        decay: float,
+        eps: float = 1e-5,
+        dead_share: float = 0.1,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.num_codes, self.decay, self.eps, self.dead_share, self.seed = (
+            num_codes,
+            decay,
+            eps,
+            dead_share,
+            seed,
+        )
+        self.register_buffer("codebook", torch.zeros(num_codes, code_dim))  # (K, D)
+        self.register_buffer("counts", torch.zeros(num_codes))  # (K,), per update
+        self.register_buffer("sums", torch.zeros(num_codes, code_dim))  # (K, D)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # 0: the codebook has not started
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N,) int64; of two codes at the same distance, the smaller."""
+        scores = self.codebook.square().sum(1) - 2 * x.float() @ self.codebook.T  # (N, K), squared distance - |x|^2
+        return scores.argmin(1)
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """One step of the moving averages on outputs x (N, D) of this process; all processes step together.
+
+        A batch with a NaN or an infinity anywhere is left out whole: it would stay in the averages for good.
+        """
+        x = x.float()
+        if not self.updates:
+            return self.start(x)
+        nearest = self.nearest(x)
+        batch = torch.zeros(self.num_codes, 1 + x.shape[1], device=x.device)  # (K, 1 + D): counts and sums in one
+        batch.index_add_(0, nearest, torch.cat([torch.ones_like(x[:, :1]), x], 1))
+        all_sum(batch)
+        if not torch.isfinite(batch).all():
+            return
+        self.counts.lerp_(batch[:, 0], 1 - self.decay)
+        self.sums.lerp_(batch[:, 1:], 1 - self.decay)
+        self.revive(x)
+        self.codebook.copy_(self.sums / self.smoothed(self.counts)[:, None])
+        self.updates += 1
+
+    def smoothed(self, counts: Tensor) -> Tensor:
+        """Laplace smoothing: no code is divided by zero, and the total stays what it was."""
+        total = counts.sum()
+        return (counts + self.eps) / (total + self.num_codes * self.eps) * total
+
+    def start(self, x: Tensor) -> None:
+        x = gather_rows(x)
+        if len(x) == 0 or not torch.isfinite(x).all():
+            return
+        centres, counts = kmeans(x, self.num_codes, seeded(self.seed))
+        self.counts.copy_(counts.clamp(min=1))
+        self.sums.copy_(centres * self.counts[:, None])
+        self.codebook.copy_(centres)
+        self.updates += 1
+
+    def revive(self, x: Tensor) -> None:
+        """Moves dead codes onto rows drawn from the outputs, with the count of an average code."""
+        share = self.counts.sum() / self.num_codes
+        dead = (self.counts < self.dead_share * share).nonzero().squeeze(1)
+        if len(dead) == 0:
+            return
+        rows = gather_rows(x)
+        picks = torch.randint(len(rows), (len(dead),), generator=seeded(self.seed, int(self.updates)))
+        self.counts[dead] = share
+        self.sums[dead] = rows[picks.to(rows.device)] * share
+
+    def usage(self) -> tuple[float, float]:
+        """Codes alive and perplexity exp(H) of the moving-average counts."""
+        shares = self.counts / self.counts.sum().clamp(min=self.eps)
+        return float((shares > self.dead_share / self.num_codes).sum()), perplexity(shares)
+
+
+def perplexity(shares: Tensor) -> float:
+    """exp of the entropy of a distribution (K,): how many equally used codes would be as rich."""
+    return float(torch.special.entr(shares).sum().exp())
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 4. Storyboard encoder
+# In: story tokens (B, T), embedded by the frozen language model. Out: the storyboard: for each of 8 equal chunks the
+# code that most of its tokens chose (B, S), and its vector (B, S, D), through which the gradient goes straight to the
+# mean of the outputs that voted for it. Trained by gradient: the Transformer. By moving averages: the codebook.
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def chunk_members(mask: Tensor) -> Tensor:
+    """(B, T) bool -> (B, S, T) bool: slot j of a story of n tokens covers tokens floor(j n/8) to floor((j+1) n/8),
+    one at the least, so that stories shorter than 8 tokens share theirs. Padding belongs to no slot."""
+    n = mask.sum(1)[:, None]  # (B, 1)
+    slots = torch.arange(NUM_SLOTS, device=mask.device)
+    first, last = slots * n // NUM_SLOTS, (slots + 1) * n // NUM_SLOTS  # (B, S)
+    last = torch.maximum(last, first + 1)
+    place = torch.arange(mask.shape[1], device=mask.device)
+    return (place >= first[..., None]) & (place < last[..., None]) & mask[:, None]  # (B, S, T)
+
+
+def majority_vote(nearest: Tensor, members: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """(B, T) token codes and (B, S, T) membership -> winning code (B, S) and its share of the votes (B, S).
+    A tie goes to the smaller code."""
+    story, slot, token = members.nonzero(as_tuple=True)
+    votes = torch.zeros(*members.shape[:2], num_codes, device=nearest.device)  # (B, S, K)
+    votes.index_put_((story, slot, nearest[story, token]), votes.new_ones(()), accumulate=True)
+    return votes.argmax(-1), votes.amax(-1) / members.sum(-1)
+
+
+class MaskedBatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015) without scale and shift over the rows that count, on all processes.
+
+    The quantiser needs it: an encoder that may shrink its outputs lowers the commitment term by collapsing them.
+    """
+
+    def __init__(self, width: int, momentum: float = 0.05, eps: float = 1e-5):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("var", torch.ones(width))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, D), (B, T) bool -> (B, T, D) float32, zero mean and unit variance over the masked rows."""
+        x = x.float()
+        mean, var = self.mean, self.var
+        if self.training:
+            rows = x[mask]  # (N, D)
+            moments = torch.cat([rows.new_full((1,), len(rows)), rows.sum(0), rows.square().sum(0)])
+            if dist.is_initialized():
+                moments = dist_nn.all_reduce(moments)
+            mean, square = (moments[1:] / moments[0]).chunk(2)
+            var = square - mean.square()
+            if torch.isfinite(moments).all():
+                self.mean.lerp_(mean.detach(), self.momentum)
+                self.var.lerp_(var.detach(), self.momentum)
+        return (x - mean) * (var + self.eps).rsqrt()
+
+
+class Storyboard(NamedTuple):
+    codes: Tensor  # (B, S) int64, each in 0..K-1
+    vectors: Tensor  # (B, S, D) float32: the codes' vectors, with the straight-through gradient
+    share: Tensor  # (B, S) float32: share of a chunk's tokens that voted for the winner
+    commitment: Tensor  # () float32: mean squared distance of token outputs to their codes
+
+
+class StoryboardEncoder(nn.Module):
+    """q_phi(z | s): Transformer, quantiser at every token, majority vote over 8 equal chunks."""
+
+    def __init__(self, config: Config, embed_dim: int, max_tokens: int):
+        super().__init__()
+        width = config.encoder_width
+        self.from_embeds = nn.Linear(embed_dim, width, bias=False)
+        self.position = nn.Embedding(max_tokens, width)
+        self.slot = nn.Embedding(NUM_SLOTS, width)
+        layer = nn.TransformerEncoderLayer(
+            width,
+            config.num_heads,
+            4 * width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.layers = nn.TransformerEncoder(
+            layer, config.encoder_layers, nn.LayerNorm(width), enable_nested_tensor=False
+        )
+        self.to_code = nn.Linear(width, config.code_dim)
+        self.own_share = nn.Parameter(torch.tensor(0.1))  # how far a token may leave its chunk's mean
+        self.norm = MaskedBatchNorm(config.code_dim)
+        self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.ema_decay, seed=config.seed)
+
+    def outputs(self, embeds: Tensor, mask: Tensor, members: Tensor) -> Tensor:
+        """What each token says of its chunk: (B, T, E) -> (B, T, D)."""
+        place = torch.arange(embeds.shape[1], device=embeds.device)
+        slot = members.float().argmax(1)  # (B, T): the first slot that a token belongs to
+        hidden = self.from_embeds(embeds) + self.position(place) + self.slot(slot)  # (B, T, width)
+        return self.to_code(self.layers(hidden, src_key_padding_mask=~mask))  # (B, T, D)
+
+    def pool(self, own: Tensor, mask: Tensor, members: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D) float32. Tokens of a chunk share most of their output, so that their votes agree: a
+        vote that splits spends bits on nothing."""
+        weight = members.float()
+        chunk = weight @ own / weight.sum(-1, keepdim=True)  # (B, S, D): the mean of each chunk
+        shared = weight.mT @ chunk / weight.sum(1)[..., None].clamp(min=1)  # (B, T, D)
+        return self.norm(shared + self.own_share * (own - shared), mask)
+
+    def forward(self, embeds: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
+        """Stories of at least one token each; embeds (B, T, E), mask (B, T) bool. With `learn` the codebook takes one
+        step on these outputs. Before the codebook has started the vectors are the chunks' means, not quantised."""
+        members = chunk_members(mask)  # (B, S, T)
+        own = self.outputs(embeds, mask, members)  # (B, T, D)
+        with torch.autocast(own.device.type, enabled=False):
+            return self.quantize(self.pool(own.float(), mask, members), mask, members, learn)
+
+    def quantize(self, outputs: Tensor, mask: Tensor, members: Tensor, learn: bool) -> Storyboard:
+        if learn:
+            self.quantizer.update(outputs[mask].detach())
+        nearest = torch.zeros_like(mask, dtype=torch.int64)
+        nearest[mask] = self.quantizer.nearest(outputs[mask].detach())
+        codes, share = majority_vote(nearest, members, self.quantizer.num_codes)
+        started = bool(self.quantizer.updates)
+        voters = members & (nearest[:, None] == codes[..., None]) if started else members  # (B, S, T)
+        voters = voters.float()
+        mean = voters @ outputs / voters.sum(-1, keepdim=True)  # (B, S, D): the outputs that voted for the winner
+        if not started:
+            return Storyboard(codes, mean, share, outputs.new_zeros(()))
+        vectors = self.quantizer.codebook[codes]  # (B, S, D)
+        commitment = F.mse_loss(outputs[mask], self.quantizer.codebook[nearest[mask]])
+        return Storyboard(codes, mean + (vectors - mean).detach(), share, commitment)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 5. Prior
+# In: codes (B, S). Out: log p_theta(z) = sum over all eight slots of log p(z_j | z_<j). The first code is modelled
+# too, behind a start token. Trained.
+# ------------------------------------------------------------------------------------------------------------------
+
+
+class Prior(nn.Module):
+    """p_theta(z): a causal Transformer over the eight codes."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        width = config.prior_width
+        self.num_codes = config.num_codes
+        self.code = nn.Embedding(config.num_codes + 1, width)  # the last row is the start token
+        self.position = nn.Embedding(NUM_SLOTS, width)
+        layer = nn.TransformerEncoderLayer(
+            width,
+            config.num_heads,
+            4 * width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.layers = nn.TransformerEncoder(layer, config.prior_layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.to_logits = nn.Linear(width, config.num_codes)
+        nn.init.normal_(self.code.weight, std=0.02)
+        nn.init.zeros_(self.to_logits.weight)  # the first prediction is uniform
+        nn.init.zeros_(self.to_logits.bias)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """(B, L) int64, 1 <= L <= S -> logits (B, L, K); those of slot j have seen the codes before j alone."""
+        shifted = F.pad(codes[:, :-1], (1, 0), value=self.num_codes)  # (B, L): start token, then the codes
+        length = shifted.shape[1]
+        hidden = self.code(shifted) + self.position.weight[:length]  # (B, L, width)
+        causal = nn.Transformer.generate_square_subsequent_mask(length, device=codes.device)
+        return self.to_logits(self.layers(hidden, mask=causal, is_causal=True)).float()  # (B, L, K)
+
+    def nll(self, codes: Tensor) -> Tensor:
+        """-log p_theta(z) of each storyboard: (B, S) -> (B,), nats."""
+        return F.cross_entropy(self(codes).mT, codes, reduction="none").sum(1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int,
+        generator: torch.Generator,
+        pinned: list[int | None] = (),
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """Draws `count` storyboards (count, S), slot by slot; a pinned slot keeps its code. Generator on the CPU."""
+        device = self.code.weight.device
+        codes = torch.zeros(count, 0, dtype=torch.int64, device=device)
+        for slot in range(NUM_SLOTS):
+            if slot < len(pinned) and pinned[slot] is not None:
+                drawn = torch.full((count, 1), pinned[slot], device=device)
+            else:
+                logits = self(F.pad(codes, (0, 1)))[:, -1] / temperature  # (count, K)
+                drawn = torch.multinomial(nucleus(logits.softmax(-1), top_p).cpu(), 1, generator=generator).to(device)
+            codes = torch.cat([codes, drawn], 1)
+        return codes
+
+
+def nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """(B, K) -> (B, K): the likeliest codes whose mass reaches top_p (Holtzman et al. 2020), the others at zero."""
+    ordered, order = probs.sort(-1, descending=True)
+    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
+    return torch.zeros_like(probs).scatter(-1, order, ordered)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 6. Backbones
+# The frozen language model p_psi(s | z) and the frozen latent diffusion p_omega(x | s), loaded by from_pretrained from
+# the hub or a folder. Everything that differs between models (widths, scaling factor, prediction type, resolution,
+# text length) is read from the models. Frozen means: no parameter asks for a gradient, and always in eval mode; they
+# are plain attributes of what uses them, so that neither .train() nor the optimizer ever sees them.
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def local_or_hub(name: str) -> str:
+    """A path below the script's folder where there is one (the embedded backbones), else the name as it stands."""
+    return str(ROOT / name) if (ROOT / name).is_dir() else name
+
+
+@contextmanager
+def loading(name: str, flag_name: str):
+    """Turns the hub's and the libraries' errors about one model into a line that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StoryError(
+            f"--{flag_name} {name} cannot be loaded ({reason}): give a hub id or a local folder, set HF_ENDPOINT or fill "
+            "the cache if the hub cannot be reached, or use --preset storyworld, which needs no network"
+        ) from error
+
+
+def freeze(*modules: nn.Module) -> None:
+    for module in modules:
+        module.requires_grad_(False).eval()
+
+
+def revision_of(config) -> str:
+    """The hub commit a loaded model came from; empty for a local folder."""
+    found = re.search(r"/snapshots/([0-9a-f]{40})", str(config.get("_name_or_path", "")))
+    return config.get("_commit_hash") or (found.group(1) if found else "")
+
+
+class LanguageModel:
+    """A frozen causal language model that reads a soft prompt: [start token] [P soft tokens] [story] [end token]."""
+
+    def __init__(self, name: str, device, dtype: torch.dtype, gradient_checkpointing: bool = False):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        with loading(name, "lm_model"):
+            self.tokenizer = AutoTokenizer.from_pretrained(local_or_hub(name))
+            self.model = AutoModelForCausalLM.from_pretrained(local_or_hub(name), dtype=dtype).to(device)
+        freeze(self.model)
+        self.device = device
+        self.embed = self.model.get_input_embeddings()
+        self.width = self.embed.weight.shape[1]  # E
+        self.context = self.model.config.max_position_embeddings
+        self.end = self.tokenizer.eos_token_id
+        start = self.tokenizer.bos_token_id
+        self.start = self.end if start is None else start
+        self.revision = revision_of(self.model.config.to_dict() | {"_name_or_path": self.model.config._name_or_path})
+        if gradient_checkpointing:
+            self.checkpoint_layers()
+
+    def checkpoint_layers(self) -> None:
+        """transformers checkpoints a layer only in train mode; the mode of the layer's container alone is set, so
+        that the dropout inside stays off."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for layer in self.model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = True
+
+    def frame(self, soft: Tensor, tokens: Tensor) -> Tensor:
+        """(B, P, E), (B, T) -> (B, 1 + P + T, E): the start token stands first, as in training on documents."""
+        start = self.embed.weight[self.start].expand(len(tokens), 1, -1)
+        embeds = self.embed(tokens)  # (B, T, E)
+        return torch.cat([start, soft.to(embeds.dtype), embeds], 1)
+
+    def nll(self, soft: Tensor, tokens: Tensor, mask: Tensor, cut: Tensor | None = None) -> Tensor:
+        """-log p_psi(s | soft prompt) of each story, (B,) nats over its tokens and its end token.
+
+        soft (B, P, E) with P >= 0; tokens (B, T) and mask (B, T) bool, padded at the right. A story that was cut at
+        the context (cut, (B,) bool) has no end, and is not charged for one. Differentiable in `soft`.
+        """
+        soft_tokens, lengths = soft.shape[1], mask.sum(1)
+        seen = F.pad(mask, (1 + soft_tokens, 0), value=True)  # (B, 1 + P + T)
+        logits = self.model(inputs_embeds=self.frame(soft, tokens), attention_mask=seen.long(), use_cache=False).logits
+        targets = F.pad(tokens.masked_fill(~mask, -100), (0, 1), value=-100)  # (B, T + 1)
+        end = torch.full_like(lengths, self.end)
+        if cut is not None:
+            end = end.masked_fill(cut, -100)
+        targets = targets.scatter(1, lengths[:, None], end[:, None])
+        losses = F.cross_entropy(logits[:, soft_tokens:].float().mT, targets, ignore_index=-100, reduction="none")
+        return losses.sum(1)
+
+    @torch.no_grad()
+    def write(self, soft: Tensor, prompt: str, config: Config, seed: int) -> str:
+        """Continues the prompt after one soft prompt (1, P, E): prompt and continuation, sampled (top-p)."""
+        tokens = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(self.device)
+        embeds = self.frame(soft, tokens)
+        room = self.context - embeds.shape[1]
+        if room < 1:
+            raise StoryError(
+                f"the prompt has {tokens.shape[1]} tokens, more than the model's context of {self.context}", 2
+            )
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            written = self.model.generate(
+                inputs_embeds=embeds,
+                attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64, device=self.device),
+                do_sample=True,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                top_k=0,
+                max_new_tokens=min(config.max_new_tokens, room),
+                eos_token_id=self.end,
+                pad_token_id=self.end,
+            )[0].tolist()
+        finished = self.end in written
+        story = prompt + self.tokenizer.decode(written, skip_special_tokens=True)
+        return story.strip() if finished else up_to_last_sentence(story, prompt)
+
+
+def up_to_last_sentence(story: str, prompt: str) -> str:
+    """A story that ran out of tokens ends at its last full sentence, if there is one behind the prompt."""
+    ends = [match.end() for match in re.finditer(r"[.!?]['\"]?(?=\s|$)", story) if match.end() > len(prompt)]
+    return story[: ends[-1]] if ends else story.strip()
+
+
+class LatentDiffusion:
+    """A frozen Stable Diffusion 1.x/2.x: E ||eps_omega(x_t, t, s) - eps||^2 of a picture, and pictures from texts."""
+
+    def __init__(self, name: str, device, dtype: torch.dtype):
+        from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+        with loading(name, "diffusion_model"):
+            self.pipeline = StableDiffusionPipeline.from_pretrained(
+                local_or_hub(name), dtype=dtype, safety_checker=None, requires_safety_checker=False
+            ).to(device)
+        self.pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+        self.vae, self.unet = self.pipeline.vae, self.pipeline.unet
+        self.text_encoder, self.tokenizer = self.pipeline.text_encoder, self.pipeline.tokenizer
+        freeze(self.vae, self.unet, self.text_encoder)
+        self.device, self.dtype = device, dtype
+        self.resolution = self.unet.config.sample_size * self.pipeline.vae_scale_factor
+        self.noise_schedule = DDPMScheduler.from_config(self.pipeline.scheduler.config)
+        self.prediction_type = self.noise_schedule.config.prediction_type
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise StoryError(
+                f"--diffusion_model {name} predicts {self.prediction_type!r}: epsilon and v_prediction work",
+                2,
+            )
+        self.revision = revision_of(self.pipeline.unet.config)
+        self.latents: dict[str, Tensor] = {}  # of the pictures seen so far: each is encoded once, not every epoch
+
+    @torch.no_grad()
+    def encode_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Texts of any length -> states (B, W * L, C) and mask (B, W * L) bool. A text longer than the text encoder's
+        L tokens is read in W windows, which are joined; the windows that a shorter text lacks are masked."""
+        length = self.tokenizer.model_max_length  # L
+        start, end, pad = (
+            self.tokenizer.bos_token_id,
+            self.tokenizer.eos_token_id,
+            self.tokenizer.pad_token_id,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ids = [self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+        windows, counts = [], []
+        for tokens in ids:
+            pieces = [tokens[i : i + length - 2] for i in range(0, max(len(tokens), 1), length - 2)]
+            counts.append(len(pieces))
+            windows += [([start] + piece + [end] + [pad] * length)[:length] for piece in pieces]
+        states = self.text_encoder(torch.tensor(windows, device=self.device))[0]  # (all windows, L, C)
+        joined = nn.utils.rnn.pad_sequence([part.flatten(0, 1) for part in states.split(counts)], batch_first=True)
+        sizes = torch.tensor(counts, device=self.device)[:, None] * length
+        return joined, torch.arange(joined.shape[1], device=self.device) < sizes
+
+    @torch.no_grad()
+    def encode_pictures(self, pixels: Tensor, names: list[str]) -> Tensor:
+        """(M, 3, R, R) in [-1, 1] -> scaled latents (M, C, R/f, R/f), the mean of the autoencoder's posterior. A name
+        that was seen before is not encoded again."""
+        missing = [place for place, name in enumerate(names) if name not in self.latents]
+        if missing:
+            means = self.vae.encode(pixels[missing].to(self.device, self.dtype)).latent_dist.mean
+            for place, mean in zip(missing, means * self.vae.config.scaling_factor):
+                self.latents[names[place]] = mean.cpu()
+        return torch.stack([self.latents[name] for name in names]).to(self.device)
+
+    def add_noise(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy latents x_t, timesteps t (B,) and noise eps. The timesteps are stratified: one from each of B equal
+        parts of the schedule, so that a small batch sees all noise levels."""
+        count, steps = len(latents), self.noise_schedule.config.num_train_timesteps
+        spots = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+        timesteps = (spots * steps).long().clamp(max=steps - 1).to(self.device)
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        return self.noise_schedule.add_noise(latents, noise, timesteps), timesteps, noise
+
+    def nll(self, latents: Tensor, states: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+        """Denoising error of each picture, (B,): mean over latent elements of ||eps_omega(x_t, t, s) - eps||^2."""
+        noisy, timesteps, noise = self.add_noise(latents, generator)
+        predicted = self.unet(noisy, timesteps, states, encoder_attention_mask=mask).sample
+        if self.prediction_type == "v_prediction":  # v = alpha eps - sigma x_0, so eps = alpha v + sigma x_t
+            alpha_bar = self.noise_schedule.alphas_cumprod.to(noisy)[timesteps][:, None, None, None]
+            predicted = alpha_bar.sqrt() * predicted + (1 - alpha_bar).sqrt() * noisy
+        return (predicted.float() - noise.float()).square().mean((1, 2, 3))
+
+    @torch.no_grad()
+    def paint(self, text: str, config: Config, seed: int) -> Image.Image:
+        """One picture of the whole text."""
+        states, _ = self.encode_texts([text])
+        empty, _ = self.encode_texts([""])
+        return self.pipeline(
+            prompt_embeds=states,
+            negative_prompt_embeds=empty.repeat(1, states.shape[1] // empty.shape[1], 1),
+            num_inference_steps=config.num_inference_steps,
+            guidance_scale=config.guidance_scale,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 7. Objective
+# The four parts meet here, and only here. In: a batch. Out: the terms of the negative ELBO, each in its own unit.
+# Trained: encoder, prior, soft prompt. Frozen: the language model, through which the gradient of the text NLL flows
+# back into the storyboard, and the diffusion.
+# ------------------------------------------------------------------------------------------------------------------
+
+
+class SoftPrompt(nn.Module):
+    """Code vectors (B, S, D) -> soft prompt (B, P, E): one map for all slots, which knows the slot.
+
+    It starts at the scale of the language model's own embedding rows (Lester et al. 2021: a prompt of another scale
+    is not listened to). `constant` is a learned soft prompt that says nothing about the story: the fair baseline,
+    trained at each step on a quarter of the batch.
+    """
+
+    def __init__(self, config: Config, rows: Tensor):
+        super().__init__()
+        width, self.per_slot = rows.shape[1], config.soft_tokens_per_slot
+        self.slot = nn.Parameter(torch.randn(NUM_SLOTS, config.code_dim))
+        self.hidden = nn.Linear(2 * config.code_dim, 4 * config.code_dim)
+        self.to_embeds = nn.Linear(4 * config.code_dim, self.per_slot * width)
+        self.constant = nn.Parameter(
+            rows[torch.linspace(0, len(rows) - 1, NUM_SLOTS * self.per_slot).long()].float().clone()
+        )
+        self.scale = float(rows.float().std())
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        slots = self.slot.expand(len(vectors), -1, -1)
+        hidden = F.gelu(self.hidden(torch.cat([vectors, slots], -1)))  # (B, S, 4 D)
+        embeds = self.to_embeds(hidden).unflatten(-1, (self.per_slot, -1))  # (B, S, P / S, E)
+        embeds = F.layer_norm(embeds, embeds.shape[-1:]) * self.scale
+        return embeds.flatten(1, 2)  # (B, P, E)
+
+
+class Losses(NamedTuple):
+    """Means over the batch. The ELBO's own unit is nats per story; the sum is taken per token, where text NLL has the
+    size that learning rates and clipping are used to."""
+
+    text_nll: Tensor  # nats per story
+    latent_nll: Tensor  # nats per story
+    commitment: Tensor  # squared distance per element
+    diffusion_nll: Tensor  # squared error per latent element
+    constant_nll: Tensor  # nats per story, with the constant soft prompt: not part of the model
+    vote_share: Tensor  # share of a chunk's tokens that chose the winning code
+    total: Tensor  # what is minimised
+
+
+class StoryModel(nn.Module):
+    """All that is trained, and the frozen backbones as plain attributes."""
+
+    def __init__(self, config: Config, lm: LanguageModel, diffusion: LatentDiffusion | None):
+        super().__init__()
+        self.config = config
+        self.backbones = (
+            lm,
+            diffusion,
+        )  # a tuple: not registered, not saved, not moved, not switched to train mode
+        self.max_tokens = lm.context - NUM_SLOTS * config.soft_tokens_per_slot - 1
+        self.encoder = StoryboardEncoder(config, lm.width, self.max_tokens)
+        self.prior = Prior(config)
+        self.soft_prompt = SoftPrompt(config, lm.embed.weight.detach())
+
+    @property
+    def lm(self) -> LanguageModel:
+        return self.backbones[0]
+
+    @property
+    def diffusion(self) -> LatentDiffusion | None:
+        return self.backbones[1]
+
+    def encode(self, tokens: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
+        return self.encoder(self.lm.embed(tokens).float(), mask, learn)
+
+    def soft(self, codes: Tensor) -> Tensor:
+        """Storyboards as numbers (B, S) -> soft prompts (B, P, E)."""
+        return self.soft_prompt(self.encoder.quantizer.codebook[codes])
+
+    def tokenize(self, stories: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Stories -> tokens (B, T), mask (B, T), cut (B,) on the model's device; every story needs a token."""
+        ids = [self.lm.tokenizer(story, add_special_tokens=False)["input_ids"] for story in stories]
+        if not all(ids):
+            raise StoryError("a story without a single token has no storyboard", 2)
+        items = [dict(index=0, tokens=row[: self.max_tokens], cut=len(row) > self.max_tokens) for row in ids]
+        batch = collate(items)
+        return tuple(batch[key].to(self.lm.device) for key in ("tokens", "mask", "cut"))
+
+    def forward(self, batch: dict, noise: torch.Generator) -> Losses:
+        config, lm = self.config, self.lm
+        tokens, mask, cut = (batch[key].to(lm.device) for key in ("tokens", "mask", "cut"))
+        warming_up = batch["step"] < config.quantizer_warmup_steps
+        storyboard = self.encode(tokens, mask, learn=self.training and not warming_up)
+        # one pass of the language model: the batch with its storyboards, a quarter of it with the constant prompt
+        quarter = -(-len(tokens) // 4)
+        constant = self.soft_prompt.constant.expand(quarter, -1, -1)
+        rows = torch.cat([torch.arange(len(tokens)), torch.arange(quarter)])
+        soft = torch.cat([self.soft_prompt(storyboard.vectors), constant])
+        nll = lm.nll(soft, tokens[rows], mask[rows], cut[rows])
+        text_nll, constant_nll = nll[: len(tokens)].mean(), nll[len(tokens) :].mean()
+        latent_nll = self.prior.nll(storyboard.codes).mean()
+        diffusion_nll = self.diffusion_nll(batch, noise)
+        bound = text_nll + constant_nll + (0.0 if warming_up else config.beta_kl) * latent_nll
+        total = (
+            bound / mask.sum(1).float().mean()
+            + config.commitment_weight * storyboard.commitment
+            + config.diffusion_weight * diffusion_nll
+        )
+        return Losses(
+            text_nll,
+            latent_nll,
+            storyboard.commitment,
+            diffusion_nll,
+            constant_nll,
+            storyboard.share.mean(),
+            total,
+        )
+
+    @torch.no_grad()  # the picture is conditioned on the text, which nothing here trains: the term is a monitor
+    def diffusion_nll(self, batch: dict, noise: torch.Generator) -> Tensor:
+        diffusion = self.diffusion
+        if diffusion is None or batch["pixels"] is None:
+            return torch.zeros((), device=self.lm.device)
+        latents = diffusion.encode_pictures(batch["pixels"], batch["pictures"])
+        states, mask = diffusion.encode_texts(batch["texts"])
+        return diffusion.nll(latents, states, mask, noise).mean()
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 8. Checkpoints
+# One file, ckpt_STEP.pt, holds the trained tensors, what goes on from them (optimizer, schedule, scaler) and the
+# configuration that rebuilds the model; never the frozen backbones. It is complete or it is not there.
+# ------------------------------------------------------------------------------------------------------------------
+
+CHECKPOINT_KEYS = ("config", "step", "model", "backbones")
+RESUME_KEYS = ("optimizer", "lr_scheduler", "scaler")
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Writes beside the target, forces the bytes to the disk, reads them back, and only then takes the name."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        check_archive(part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        raise StoryError(f"{path} cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_archive(path: Path) -> None:
+    """torch.load takes a flipped bit without a word; the checksums inside the file do not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise StoryError(f"{path} is not a checkpoint or is damaged ({error})", 2) from error
+    if damaged:
+        raise StoryError(f"{path} is damaged: {damaged} does not match its checksum; use an older checkpoint", 2)
+
+
+def load_checkpoint(path: str | Path, needed: tuple = CHECKPOINT_KEYS) -> dict:
+    """Reads a checkpoint that save_checkpoint wrote; nothing in it is ever executed."""
+    path = Path(path)
+    if not path.is_file():
+        raise StoryError(f"{path} does not exist: train writes ckpt_STEP.pt into its --output_dir", 2)
+    check_archive(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise StoryError(f"{path} is not one of this program's checkpoints ({type(error).__name__})", 2) from None
+    missing = [key for key in needed if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise StoryError(f"{path} lacks {', '.join(missing)}: it cannot be used for this", 2)
+    fields = {f.name for f in dataclasses.fields(Config)}
+    checkpoint["config"] = Config(**{name: value for name, value in checkpoint["config"].items() if name in fields})
+    checkpoint["path"] = str(path)
+    return checkpoint
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """ckpt_STEP.pt of a folder, oldest first."""
+    found = [
+        (int(match[1]), path)
+        for path in folder.glob("ckpt_*.pt")
+        if (match := re.fullmatch(r"ckpt_(\d+)\.pt", path.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def rotate_checkpoints(folder: Path, limit: int) -> None:
+    """Deletes the oldest beyond the limit, once the newest is safely written; two at least are kept."""
+    if limit:
+        for path in list_checkpoints(folder)[: -max(limit, 2)]:
+            path.unlink()
+
+
+def load_model(checkpoint: dict, config: Config, device, dtype: torch.dtype, paints: bool = True) -> StoryModel:
+    """The model of a checkpoint with its backbones, in eval mode."""
+    lm = LanguageModel(config.lm_model, device, dtype)
+    diffusion = LatentDiffusion(config.diffusion_model, device, dtype) if paints else None
+    model = StoryModel(config, lm, diffusion).to(device)
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise StoryError(f"{checkpoint['path']} does not fit its configuration: {reason}", 2) from error
+    return model.eval()
+
+
+def pick_device() -> tuple[torch.device, torch.dtype]:
+    """The fastest device at hand, and the dtype of the frozen models there."""
+    if torch.cuda.is_available():
+        return torch.device("cuda"), torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if torch.backends.mps.is_available():
+        return torch.device("mps"), torch.float16
+    return torch.device("cpu"), torch.float32
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 9. Generation
+# In: a prompt. Out: a story that goes on from it, its storyboard and its picture. The prior knows nothing of the
+# prompt, so storyboards drawn from it are weighed by p_psi(prompt | z) and one is drawn by weight: sampling-importance
+# resampling (Rubin 1988), the posterior p(z | prompt) of the model that was trained.
+# ------------------------------------------------------------------------------------------------------------------
+
+
+class IllustratedStory(NamedTuple):
+    prompt: str
+    story: str
+    storyboard: list[int]
+    image: Image.Image
+
+
+def parse_storyboard(text: str, num_codes: int) -> list[int | None]:
+    """'3 17 _ _ 5 _ _ _' -> one code or None for each slot; the empty text pins nothing."""
+    words = text.replace(",", " ").split() or ["_"] * NUM_SLOTS
+    if len(words) != NUM_SLOTS:
+        raise StoryError(
+            f"--storyboard needs {NUM_SLOTS} places, a code or _ each, got {len(words)} in {text[:60]!r}", 2
+        )
+    for word in words:
+        if word != "_" and not (re.fullmatch(r"[0-9]{1,9}", word) and int(word) < num_codes):
+            raise StoryError(f"--storyboard: {word[:20]!r} is neither _ nor a code from 0 to {num_codes - 1}", 2)
+    return [None if word == "_" else int(word) for word in words]
+
+
+@torch.no_grad()
+def draw_storyboard(model: StoryModel, prompt: str, pinned: list[int | None], config: Config) -> Tensor:
+    """One storyboard (1, S) from p(z | prompt), with the pinned slots as they are."""
+    generator = seeded(config.seed, 0)
+    codes = model.prior.sample(config.num_storyboards, generator, pinned, config.temperature, config.top_p)  # (N, S)
+    tokens, mask, _ = model.tokenize([prompt])
+    endless = torch.ones(len(codes), dtype=torch.bool, device=tokens.device)  # a prompt is no finished story
+    nll = model.lm.nll(model.soft(codes), tokens.expand(len(codes), -1), mask.expand(len(codes), -1), endless)  # (N,)
+    pick = torch.multinomial((-nll).softmax(0).cpu(), 1, generator=generator)
+    return codes[pick.to(codes.device)]
+
+
+def illustrate(model: StoryModel, config: Config, prompt: str) -> IllustratedStory:
+    """One story and its picture; a function of the model, the configuration, its seed and the prompt alone."""
+    pinned = parse_storyboard(config.storyboard, model.prior.num_codes)
+    codes = draw_storyboard(model, prompt, pinned, config)
+    story = model.lm.write(model.soft(codes), prompt, config, config.seed)
+    image = model.diffusion.paint(story, config, config.seed)
+    return IllustratedStory(prompt, story, codes[0].tolist(), image)
+
+
+def save_picture(path: Path, result: IllustratedStory, made_by: dict) -> None:
+    """A PNG that carries what made it: the same settings give the same bytes."""
+    notes = PngImagePlugin.PngInfo()
+    storyboard = " ".join(map(str, result.storyboard))
+    for key, value in dict(prompt=result.prompt, story=result.story, storyboard=storyboard, **made_by).items():
+        notes.add_itxt(key, str(value))
+    part = path.with_name(path.name + ".part")
+    try:
+        result.image.save(part, format="PNG", pnginfo=notes)
+        os.replace(part, path)
+    except OSError as error:
+        raise StoryError(f"--output {path} cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def versions() -> str:
+    import diffusers
+    import transformers
+
+    return f"torch {torch.__version__}, transformers {transformers.__version__}, diffusers {diffusers.__version__}"
+
+
+def generate(config: Config, checkpoint: dict) -> IllustratedStory:
+    """Writes the story to standard output and its picture to --output (generated.png)."""
+    prompt, path = " ".join(config.prompt.split()), Path(config.output or "generated.png")
+    if not prompt:
+        raise StoryError(
+            '--prompt is empty: give the opening line, such as --prompt "The red fox and the golden key"', 2
+        )
+    if path.suffix.lower() != ".png" or not path.parent.is_dir():
+        raise StoryError(f"--output {path} must be a .png file in a folder that exists", 2)
+    parse_storyboard(config.storyboard, config.num_codes)  # a slip is told before any model is loaded
+    device, dtype = pick_device()
+    model = load_model(checkpoint, config, device, dtype)
+    result = illustrate(model, config, prompt)
+    made_by = dict(
+        seed=config.seed,
+        checkpoint=Path(checkpoint["path"]).name,
+        step=checkpoint["step"],
+        versions=versions(),
+    )
+    save_picture(path, result, made_by)
+    say(f"storyboard: {' '.join(map(str, result.storyboard))}\npicture: {path}")
+    print(result.story)
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 10. Evaluation
+# In: a model and held-out stories. Out: what the storyboard costs and what it returns, in nats and bits per story,
+# beside the fair baselines: another story's storyboard, one drawn from the prior, a learned constant soft prompt of
+# the same length, and no soft prompt at all.
+# ------------------------------------------------------------------------------------------------------------------
+
+
+class TextMeasures(NamedTuple):
+    """Per story, (N,) float64 numpy; codes (N, S)."""
+
+    text_nll: dict[str, np.ndarray]  # nats, under each kind of soft prompt
+    latent_nll: np.ndarray  # nats
+    num_tokens: np.ndarray
+    vote_share: np.ndarray
+    codes: np.ndarray
+
+
+@torch.no_grad()
+def measure_text(
+    model: StoryModel, stories: list[str], config: Config, kinds: tuple = ("true", "shuffled", "constant")
+) -> TextMeasures:
+    """Text NLL of each story with each kind of soft prompt, and the cost of its storyboard under the prior."""
+    batches = [stories[i : i + config.eval_batch_size] for i in range(0, len(stories), config.eval_batch_size)]
+    batches = [model.tokenize(batch) for batch in batches]
+    boards = [model.encode(tokens, mask) for tokens, mask, _ in batches]
+    codes = torch.cat([board.codes for board in boards])  # (N, S)
+    drawn = model.prior.sample(len(stories), seeded(config.seed, 1))
+    soft_of = {
+        "true": model.soft(codes),
+        "shuffled": model.soft(codes.roll(1, 0)),
+        "prior": model.soft(drawn),
+        "constant": model.soft_prompt.constant.expand(len(stories), -1, -1),
+        "none": model.soft_prompt.constant[:0].expand(len(stories), -1, -1),
+    }
+    text_nll = {kind: [] for kind in kinds}
+    work = tqdm(total=len(batches) * len(kinds), desc="text NLL", disable=not sys.stderr.isatty(), leave=False)
+    for kind in kinds:
+        for (tokens, mask, cut), soft in zip(batches, soft_of[kind].split(config.eval_batch_size)):
+            text_nll[kind].append(model.lm.nll(soft, tokens, mask, cut).double().cpu().numpy())
+            work.update()
+    work.close()
+    return TextMeasures(
+        {kind: np.concatenate(values) for kind, values in text_nll.items()},
+        model.prior.nll(codes).double().cpu().numpy(),
+        torch.cat([mask.sum(1) + ~cut for _, mask, cut in batches]).double().cpu().numpy(),
+        torch.cat([board.share.mean(1) for board in boards]).double().cpu().numpy(),
+        codes.cpu().numpy(),
+    )
+
+
+@torch.no_grad()
+def measure_pictures(model: StoryModel, rows: list[Row], folder: Path, config: Config) -> dict[str, np.ndarray]:
+    """Diffusion NLL of one panel of each story with its own text and with another story's, on common noise."""
+    diffusion, own, other = model.diffusion, [], []
+    batches = [rows[i : i + config.eval_batch_size] for i in range(0, len(rows), config.eval_batch_size)]
+    for number, batch in enumerate(tqdm(batches, desc="diffusion NLL", disable=not sys.stderr.isatty(), leave=False)):
+        panels = [row.panels[(number + place) % len(row.panels)] for place, row in enumerate(batch)]
+        pixels = [
+            load_picture(folder / panel.image_path, diffusion.resolution, row.where)
+            for row, panel in zip(batch, panels)
+        ]
+        latents = diffusion.encode_pictures(torch.stack(pixels), [panel.image_path for panel in panels])
+        states, mask = diffusion.encode_texts([panel.text for panel in panels])
+        for values, shift in ((own, 0), (other, 1)):
+            noise = seeded(config.seed, 2, number)
+            values.append(
+                diffusion.nll(latents, states.roll(shift, 0), mask.roll(shift, 0), noise).double().cpu().numpy()
+            )
+    return {"diffusion_nll.true": np.concatenate(own), "diffusion_nll.shuffled_story": np.concatenate(other)}
+
+
+def bootstrap(statistic, count: int, draws: int = 1000, seed: int = 0) -> list[float]:
+    """95 % interval of statistic(indices) under resampling of the `count` stories with replacement (Efron 1979)."""
+    rng = np.random.default_rng(seed)
+    return np.percentile([statistic(rng.integers(count, size=count)) for _ in range(draws)], [2.5, 97.5]).tolist()
+
+
+def summarize(text: TextMeasures, pictures: dict[str, np.ndarray], num_codes: int) -> dict:
+    """The table of the README: each key with its 95 % interval under key_ci."""
+    nll, bit = text.text_nll, math.log(2)
+    returned, spent = (nll["constant"] - nll["true"]) / bit, text.latent_nll / bit
+    columns = {f"text_nll.{kind}": values for kind, values in nll.items()}
+    columns |= {"bits_returned": returned, "bits_spent": spent}
+    columns |= {
+        "elbo": -nll["true"] - text.latent_nll,
+        "elbo_constant": -nll["constant"],
+        "elbo_none": -nll["none"],
+    }
+    columns |= {"codebook.vote_share": text.vote_share, **pictures}
+    statistics = {
+        key: partial(lambda values, pick: float(values[pick].mean()), values) for key, values in columns.items()
+    }
+    for kind, values in nll.items():
+        statistics[f"text_nll_per_token.{kind}"] = partial(ratio_of_sums, values, text.num_tokens)
+    statistics["efficiency"] = partial(ratio_of_sums, returned, spent)
+    statistics["codebook.used"] = lambda pick: float(len(np.unique(text.codes[pick])))
+    statistics["codebook.perplexity"] = lambda pick: code_perplexity(text.codes[pick], num_codes)
+    table, count = {"bits_uniform": NUM_SLOTS * math.log2(num_codes)}, len(text.codes)
+    for key, statistic in statistics.items():
+        table[key], table[f"{key}_ci"] = statistic(np.arange(count)), bootstrap(statistic, count)
+    return table
+
+
+def ratio_of_sums(above: np.ndarray, below: np.ndarray, pick: np.ndarray) -> float:
+    return float(above[pick].sum() / below[pick].sum())
+
+
+def code_perplexity(codes: np.ndarray, num_codes: int) -> float:
+    counts = torch.bincount(torch.from_numpy(codes).flatten(), minlength=num_codes).double()
+    return perplexity(counts / counts.sum())
+
+
+def evaluate(config: Config, checkpoint: dict) -> dict:
+    """Prints the table to standard output and writes it to --output as JSON."""
+    rows = read_rows(config.data_root, config.split, config.max_val_samples)
+    device, dtype = pick_device()
+    model = load_model(checkpoint, config, device, dtype)
+    text = measure_text(model, [row.story for row in rows], config, ("true", "shuffled", "prior", "constant", "none"))
+    pictures = measure_pictures(model, rows, Path(config.data_root) / config.split, config)
+    table = summarize(text, pictures, config.num_codes)
+    print(f"{len(rows)} stories of {config.data_root}/{config.split}, {checkpoint['path']}, step {checkpoint['step']}")
+    for key, value in table.items():
+        if not key.endswith("_ci"):
+            low, high = table.get(f"{key}_ci", (value, value))
+            print(f"{key:32s} {value:10.3f}   [{low:.3f}, {high:.3f}]")
+    if config.output:
+        Path(config.output).write_text(json.dumps(table, indent=2) + "\n")
+    return table
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 11. Training
+# In: data and a configuration. Out: checkpoints and TensorBoard in --output_dir. accelerate runs it on the devices at
+# hand. The loop is one paragraph: batch, forward, backward, clip, step, log; once in a while validate and save.
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def precision_for(config: Config, device_type: str) -> str:
+    if config.mixed_precision == "fp16" and device_type != "cuda":
+        say(f"--mixed_precision fp16 needs a GPU: this run on {device_type} uses fp32")
+        return "no"
+    return config.mixed_precision
+
+
+def make_optimizer(model: StoryModel, config: Config) -> torch.optim.Optimizer:
+    soft = list(model.soft_prompt.parameters())
+    rest = list(model.encoder.parameters()) + list(model.prior.parameters())
+    groups = [dict(params=rest), dict(params=soft, lr=config.learning_rate * config.soft_prompt_lr_scale)]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.adam_weight_decay)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Finds out in the first second, not at the first checkpoint, that a folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StoryError(f"--output_dir {folder} cannot be written: {error}") from error
+
+
+class StopSignal:
+    """SIGTERM or SIGINT: the step in hand is finished and saved. A second signal stops at once."""
+
+    def __init__(self):
+        self.number = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.receive)
+
+    def receive(self, number: int, frame) -> None:
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+        say(f"\n{signal.Signals(number).name}: saving after this step; once more to stop at once")
+
+
+def ignore_signals(worker: int) -> None:
+    """Reader processes outlive a signal to the group: the trainer needs them for its last step."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def banner(config: Config, model: StoryModel, accelerator, rows: int, step: int) -> None:
+    trained = sum(p.numel() for p in model.parameters())
+    frozen = [model.lm.model, model.diffusion.vae, model.diffusion.unet, model.diffusion.text_encoder]
+    frozen = sum(p.numel() for module in frozen for p in module.parameters())
+    batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    say("***** Running training *****")
+    say(f"  device {accelerator.device}, precision {accelerator.mixed_precision}, {versions()}")
+    say(f"  trained parameters {trained:,}, frozen {frozen:,} ({config.lm_model}, {config.diffusion_model})")
+    say(f"  {rows} stories; {config.train_batch_size} a batch x {config.gradient_accumulation_steps} accumulated x "
+        f"{accelerator.num_processes} processes = {batch} a step; seed {config.seed}")  # fmt: skip
+    say(f"  steps {step} to {config.max_train_steps}; TensorBoard: tensorboard --logdir {config.output_dir}")
+    say("  the diffusion NLL is a monitor: with the text as its only condition it has no gradient to the storyboard")
+
+
+def train(config: Config) -> StoryModel:
+    """Trains and returns the model; on a signal raises StoryError with exit code 128 + its number, after saving."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from diffusers.optimization import get_scheduler
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = Path(config.output_dir)
+    prepare_folder(folder)
+    rows = read_rows(config.data_root, "train", config.max_train_samples)
+    held_out = read_rows(config.data_root, "val", config.max_val_samples)
+    device, dtype = pick_device()
+    accelerator = Accelerator(
+        mixed_precision=precision_for(config, device.type),
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # the prior idles in the warm-up
+    )
+    device = accelerator.device
+    torch.manual_seed(config.seed)
+    lm = LanguageModel(config.lm_model, device, dtype, config.gradient_checkpointing)
+    model = StoryModel(config, lm, LatentDiffusion(config.diffusion_model, device, dtype))
+    optimizer = make_optimizer(model, config)
+    schedule = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps,
+    )
+    prepared, optimizer = accelerator.prepare(model, optimizer)  # neither the schedule nor anything frozen
+    step = resume(config, folder, model, optimizer, schedule, accelerator)
+
+    per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    pictures = min(config.diffusion_stories or config.train_batch_size, config.train_batch_size)
+    batches = StoryBatches(
+        len(rows),
+        config.train_batch_size,
+        pictures,
+        config.seed,
+        step * per_step,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    dataset = StoryDataset(
+        rows,
+        Path(config.data_root) / "train",
+        lm.tokenizer,
+        model.max_tokens,
+        model.diffusion.resolution,
+        config.seed,
+    )
+    workers = config.dataloader_num_workers
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=ignore_signals,
+        pin_memory=device.type == "cuda",
+    )
+    writer = SummaryWriter(str(folder), purge_step=step + 1) if accelerator.is_main_process else None
+    if accelerator.is_main_process:
+        banner(config, model, accelerator, len(rows), step)
+        writer.add_text("config", "```json\n" + json.dumps(dataclasses.asdict(config), indent=2) + "\n```", step)
+    stop, started, micro = StopSignal(), time.monotonic(), 0
+    progress = tqdm(
+        total=config.max_train_steps,
+        initial=step,
+        disable=not (accelerator.is_main_process and sys.stderr.isatty()),
+    )
+
+    def save() -> None:
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            save_checkpoint(folder / f"ckpt_{step}.pt", pack(config, model, step, optimizer, schedule, accelerator))
+            rotate_checkpoints(folder, config.checkpoints_total_limit)
+            say(f"step {step}: saved {folder / f'ckpt_{step}.pt'}")
+
+    prepared.train()
+    logged_at = step
+    for batch in loader:
+        if step >= config.max_train_steps:
+            break
+        noise = seeded(config.seed, step, micro % config.gradient_accumulation_steps, accelerator.process_index)
+        with accelerator.accumulate(prepared):
+            losses = prepared(batch | {"step": step}, noise)
+            check_finite(losses, step + 1, [rows[index].where for index in batch["index"]])
+            accelerator.backward(losses.total)
+            norm = (
+                accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                if accelerator.sync_gradients
+                else None
+            )
+            optimizer.step()
+            optimizer.zero_grad()
+        micro += 1
+        if not accelerator.sync_gradients:
+            continue
+        if not accelerator.optimizer_step_was_skipped:
+            schedule.step()
+        step += 1
+        progress.update()
+
+        if step % config.logging_steps == 0 or step == config.max_train_steps:
+            means = accelerator.reduce(torch.stack([value.detach().float() for value in losses]), "mean").tolist()
+            if writer:
+                speed = (step - logged_at) * per_step / (time.monotonic() - started)
+                log_step(writer, step, Losses(*means), float(norm), schedule.get_last_lr()[0], speed, model)
+                progress.set_postfix(text_nll=f"{means[0]:.1f}", latent_nll=f"{means[1]:.1f}")
+            logged_at, started = step, time.monotonic()
+        if step % config.validation_steps == 0 or step == config.max_train_steps:
+            if writer:
+                validate(writer, step, model, held_out, config)
+            prepared.train()
+            started = time.monotonic()
+        if step % config.checkpointing_steps == 0 or step == config.max_train_steps or stop.number:
+            save()
+            started = time.monotonic()
+        if stop.number:
+            raise StoryError(
+                f"stopped by {signal.Signals(stop.number).name} after step {step}; go on with --resume_from_checkpoint latest",
+                128 + stop.number,
+            )
+    progress.close()
+    if writer:
+        writer.close()
+    return model.eval()
+
+
+def pack(config: Config, model: StoryModel, step: int, optimizer, schedule, accelerator) -> dict:
+    return dict(
+        config=dataclasses.asdict(config),
+        step=step,
+        model=model.state_dict(),
+        backbones=dict(lm_revision=model.lm.revision, diffusion_revision=model.diffusion.revision),
+        optimizer=optimizer.state_dict(),
+        lr_scheduler=schedule.state_dict(),
+        scaler=accelerator.scaler.state_dict() if accelerator.scaler else {},
+    )
+
+
+def resume(config: Config, folder: Path, model: StoryModel, optimizer, schedule, accelerator) -> int:
+    """Puts everything back to where the checkpoint was and returns its step; 0 without one."""
+    wanted = config.resume_from_checkpoint
+    if not wanted:
+        return 0
+    found = list_checkpoints(folder)
+    if wanted == "latest" and not found:
+        say(f"--resume_from_checkpoint latest: no ckpt_STEP.pt in {folder}, starting from step 0")
+        return 0
+    checkpoint = load_checkpoint(found[-1] if wanted == "latest" else wanted, CHECKPOINT_KEYS + RESUME_KEYS)
+    try:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise StoryError(f"{checkpoint['path']} was made with another configuration: {reason}", 2) from error
+    schedule.load_state_dict(checkpoint["lr_scheduler"])
+    if accelerator.scaler and checkpoint["scaler"]:
+        accelerator.scaler.load_state_dict(checkpoint["scaler"])
+    say(f"resumed from {checkpoint['path']}")
+    return checkpoint["step"]
+
+
+def check_finite(losses: Losses, step: int, rows: list[str]) -> None:
+    if not torch.isfinite(losses.total):
+        terms = ", ".join(f"{name} {float(value):.4g}" for name, value in losses._asdict().items())
+        raise StoryError(
+            f"step {step}: the loss is not finite ({terms}); stopped before the update; rows {', '.join(rows)}"
+        )
+
+
+def log_step(writer, step: int, losses: Losses, norm: float, rate: float, speed: float, model: StoryModel) -> None:
+    used, spread = model.encoder.quantizer.usage()
+    points = {
+        "elbo/text_nll": losses.text_nll,
+        "elbo/latent_nll": losses.latent_nll,
+        "elbo/commitment": losses.commitment,
+        "elbo/diffusion_nll": losses.diffusion_nll,
+        "elbo/loss": losses.total,
+        "storyboard/constant_minus_true": losses.constant_nll - losses.text_nll,
+        "storyboard/codes_used": used,
+        "storyboard/perplexity": spread,
+        "storyboard/vote_share": losses.vote_share,
+        "optim/learning_rate": rate,
+        "optim/grad_norm": norm,
+        "speed/stories_per_second": speed,
+    }
+    for name, value in points.items():
+        writer.add_scalar(name, value, step)
+    writer.flush()
+
+
+def validate(writer, step: int, model: StoryModel, rows: list[Row], config: Config) -> None:
+    """Held-out text NLL with the true, another's and the constant storyboard, and one sample story with its picture."""
+    model.eval()
+    text = measure_text(model, [row.story for row in rows], config)
+    means = {f"valid/text_nll_{kind}": values.mean() for kind, values in text.text_nll.items()}
+    means |= {"valid/latent_nll": text.latent_nll.mean(), "valid/vote_share": text.vote_share.mean()}
+    means |= {
+        "valid/perplexity": code_perplexity(text.codes, config.num_codes),
+        "valid/codes_used": len(np.unique(text.codes)),
+    }
+    for name, value in means.items():
+        writer.add_scalar(name, float(value), step)
+    result = illustrate(model, config, config.validation_prompt or rows[0].prompt)
+    writer.add_text("sample/story", f"storyboard {result.storyboard}\n\n{result.story}", step)
+    writer.add_image("sample/picture", np.asarray(result.image), step, dataformats="HWC")
+    writer.flush()
+    say(f"step {step}: " + ", ".join(f"{name.split('/')[1]} {value:.2f}" for name, value in means.items()))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 12. Command line
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> None:
+    command, config, given = parse_args(sys.argv[1:] if argv is None else argv)
+    quiet_libraries()
+    if command == "train":
+        train(config)
+        return
+    if not config.ckpt:
+        say(f"no --ckpt: using the embedded storyworld checkpoint {EMBEDDED_CHECKPOINT.relative_to(ROOT)}")
+    checkpoint = load_checkpoint(config.ckpt or EMBEDDED_CHECKPOINT)
+    config = dataclasses.replace(checkpoint["config"], **{name: getattr(config, name) for name in given})
+    {"generate": generate, "evaluate": evaluate}[command](config, checkpoint)
+
+
+def quiet_libraries() -> None:
+    """The libraries' advice about themselves is not this program's output; their errors are."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+    from diffusers.utils import logging as diffusers_logging
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except StoryError as error:
+        say(f"error: {error}")
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        sys.exit(130)

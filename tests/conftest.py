@@ -1,0 +1,121 @@
+"""Fixtures: tiny models of the real classes, saved with save_pretrained, so that every test runs the real loading code."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "assets" / "storyworld")]
+torch.set_num_threads(1)
+
+WORDS = "the a small red blue fox owl found lost key star in forest sea and was happy sad then friend came home".split()
+
+
+def make_stories(count: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(12, 30))).capitalize() + "." for _ in range(count)]
+
+
+def make_lm(folder: Path, embd: int = 16) -> Path:
+    """A GPT-2 of two layers with dropout on, so that a frozen model in train mode would be noticed."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(make_stories(100), vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
+    end = "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end)
+    torch.manual_seed(0)
+    ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=embd, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.5, **ids)
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_diffusion(folder: Path, prediction_type: str = "epsilon") -> Path:
+    """A Stable Diffusion of a few thousand parameters, 32 px, with its own tokenizer."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(c) for c in range(97, 123)] + [".", ",", "0", "1"]
+    vocab = {token: i for i, token in enumerate(letters + [c + "</w>" for c in letters] + ["<|startoftext|>", "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=20)
+    torch.manual_seed(0)
+    ends = dict(bos_token_id=vocab["<|startoftext|>"], eos_token_id=vocab["<|endoftext|>"], pad_token_id=vocab["<|endoftext|>"])
+    text = CLIPTextConfig(
+        vocab_size=len(vocab), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=20, **ends,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4, norm_num_groups=4, scaling_factor=0.7,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=4,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(prediction_type=prediction_type, beta_schedule="scaled_linear", clip_sample=False)
+    pipeline = StableDiffusionPipeline(
+        vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def make_data(root: Path, train: int = 24, val: int = 6, panels: int = 2) -> Path:
+    """A data folder in the project's layout; every panel has a picture of its own."""
+    from PIL import Image
+
+    for split, count in (("train", train), ("val", val)):
+        (root / split / "images").mkdir(parents=True)
+        lines = []
+        for number, story in enumerate(make_stories(count, seed=len(split))):
+            parts = []
+            for panel in range(panels):
+                path = f"images/{number:06d}_{panel}.png"
+                Image.new("RGB", (40, 36), (number * 9 % 256, panel * 90, 120)).save(root / split / path)
+                parts.append({"text": story[panel::panels], "image_path": path})
+            prompt = " ".join(story.split()[:4])
+            lines.append({"prompt": prompt, "story": story, "image_path": parts[-1]["image_path"], "panels": parts})
+        (root / split / "stories.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+@pytest.fixture(scope="session")
+def lm_folder(tmp_path_factory) -> Path:
+    return make_lm(tmp_path_factory.mktemp("lm"))
+
+
+@pytest.fixture(scope="session")
+def diffusion_folder(tmp_path_factory) -> Path:
+    return make_diffusion(tmp_path_factory.mktemp("diffusion"))
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data") / "data")
+
+
+@pytest.fixture()
+def config(lm_folder, diffusion_folder, data_folder, tmp_path):
+    """A configuration on the tiny models that trains in seconds."""
+    import story_generative_model as sgm
+
+    return sgm.Config(
+        lm_model=str(lm_folder), diffusion_model=str(diffusion_folder), data_root=str(data_folder),
+        output_dir=str(tmp_path / "out"), num_codes=8, code_dim=4, encoder_width=16, prior_width=16, prior_layers=1,
+        num_heads=2, train_batch_size=4, max_train_steps=6, lr_warmup_steps=2, quantizer_warmup_steps=2,
+        checkpointing_steps=3, validation_steps=6, logging_steps=1, dataloader_num_workers=0, mixed_precision="no",
+        max_new_tokens=12, num_inference_steps=2, num_storyboards=4, eval_batch_size=4,
+    )  # fmt: skip
