@@ -96,7 +96,8 @@ def first_line(error: Exception) -> str:
 
 
 def is_text(value) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    """A string that is not blank, and has no lone surrogate (JSON may hold one, UTF-8 may not)."""
+    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
 
 
 def first_sentence(text: str) -> str:
@@ -488,7 +489,7 @@ def draw_story(seed: int) -> Sample:
     world = load_world()
     story = world.write_story(seed)
     panels = [world.draw_panel(story, beat, WORLD_PICTURE_SIZE) for beat in range(len(story.beats))]
-    pictures = [encode(panel, "PNG", compress_level=2) for panel in panels]  # 2: a third of the default's time
+    pictures = [encode(panel, "PNG", compress_level=2) for panel in panels]  # 2: half of the default's time
     row = {"prompt": story.prompt, "story": story.text, "factors": story.factors}
     return Sample(row, pictures, len(panels) - 1, list(story.beats))
 
@@ -679,6 +680,9 @@ def main(argv: list[str] | None = None) -> int:
             build_folder(args.path, args.data_root, args.limits, args.seed)
     except DataError as error:
         log(f"download_data.py: {error}")
+        return 1
+    except OSError as error:  # a full disk, a folder that may not be written
+        log(f"download_data.py: {error}. Correct that; the same command goes on from here.")
         return 1
     except KeyboardInterrupt:
         log("Stopped; the same command goes on from here.")

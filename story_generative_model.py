@@ -196,7 +196,6 @@ def parse_args(argv: list[str]) -> tuple[str, Config, set[str]]:
 if __name__ == "__main__":  # --help and a mistyped flag are answered before torch's seconds of import
     parse_args(sys.argv[1:])
 
-import copy
 import math
 import re
 import signal
@@ -450,8 +449,6 @@ class VectorQuantizer(nn.Module):
         A batch with a NaN or an infinity anywhere is left out whole: it would stay in the averages for good.
         """
         x = x.float()
-        if not self.updates:
-            return self.start(x)
         nearest = self.nearest(x)
         batch = torch.zeros(self.num_codes, 1 + x.shape[1], device=x.device)  # (K, 1 + D): counts and sums in one
         batch.index_add_(0, nearest, torch.cat([torch.ones_like(x[:, :1]), x], 1))
@@ -469,15 +466,14 @@ class VectorQuantizer(nn.Module):
         total = counts.sum()
         return (counts + self.eps) / (total + self.num_codes * self.eps) * total
 
+    @torch.no_grad()
     def start(self, x: Tensor) -> None:
-        x = gather_rows(x)
-        if len(x) == 0 or not torch.isfinite(x).all():
-            return
-        centres, counts = kmeans(x, self.num_codes, seeded(self.seed))
+        """Puts the codes on the k-means centres of encoder outputs x (N, D), the same on every process."""
+        centres, counts = kmeans(x.float(), self.num_codes, seeded(self.seed))
         self.counts.copy_(counts.clamp(min=1))
         self.sums.copy_(centres * self.counts[:, None])
         self.codebook.copy_(centres)
-        self.updates += 1
+        self.updates.fill_(1)
 
     def revive(self, x: Tensor) -> None:
         """Moves dead codes onto rows drawn from the outputs, with the count of an average code."""
@@ -608,19 +604,19 @@ class StoryboardEncoder(nn.Module):
 
     def forward(self, embeds: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
         """Stories of at least one token each; embeds (B, T, E), mask (B, T) bool. With `learn` the codebook takes one
-        step on these outputs. Before the codebook has started the vectors are the chunks' means, not quantised."""
+        step on these outputs. Until the codebook has started the vectors are the chunks' means, not quantised."""
         members = chunk_members(mask)  # (B, S, T)
         own = self.outputs(embeds, mask, members)  # (B, T, D)
         with torch.autocast(own.device.type, enabled=False):
             return self.quantize(self.pool(own.float(), mask, members), mask, members, learn)
 
     def quantize(self, outputs: Tensor, mask: Tensor, members: Tensor, learn: bool) -> Storyboard:
-        if learn:
+        started = bool(self.quantizer.updates)
+        if learn and started:
             self.quantizer.update(outputs[mask].detach())
         nearest = torch.zeros_like(mask, dtype=torch.int64)
         nearest[mask] = self.quantizer.nearest(outputs[mask].detach())
         codes, share = majority_vote(nearest, members, self.quantizer.num_codes)
-        started = bool(self.quantizer.updates)
         voters = members & (nearest[:, None] == codes[..., None]) if started else members  # (B, S, T)
         voters = voters.float()
         mean = voters @ outputs / voters.sum(-1, keepdim=True)  # (B, S, D): the outputs that voted for the winner
@@ -1012,8 +1008,7 @@ class StoryModel(nn.Module):
     def forward(self, batch: dict, noise: torch.Generator) -> Losses:
         config, lm = self.config, self.lm
         tokens, mask, cut = (batch[key].to(lm.device) for key in ("tokens", "mask", "cut"))
-        warming_up = batch["step"] < config.quantizer_warmup_steps
-        storyboard = self.encode(tokens, mask, learn=self.training and not warming_up)
+        storyboard = self.encode(tokens, mask, learn=self.training)
         # one pass of the language model: the batch with its storyboards, a quarter of it with the constant prompt
         quarter = -(-len(tokens) // 4)
         constant = self.soft_prompt.constant.expand(quarter, -1, -1)
@@ -1023,7 +1018,8 @@ class StoryModel(nn.Module):
         text_nll, constant_nll = nll[: len(tokens)].mean(), nll[len(tokens) :].mean()
         latent_nll = self.prior.nll(storyboard.codes).mean()
         diffusion_nll = self.diffusion_nll(batch, noise)
-        bound = text_nll + constant_nll + (0.0 if warming_up else config.beta_kl) * latent_nll
+        started = bool(self.encoder.quantizer.updates)  # before that there are no codes for the prior to learn
+        bound = text_nll + constant_nll + (config.beta_kl if started else 0.0) * latent_nll
         total = (
             bound / mask.sum(1).float().mean()
             + config.commitment_weight * storyboard.commitment
@@ -1038,6 +1034,17 @@ class StoryModel(nn.Module):
             storyboard.share.mean(),
             total,
         )
+
+    @torch.no_grad()
+    def start_codebook(self, rows: list[Row]) -> None:
+        """k-means on the chunk vectors of as many stories as give each code sixteen of them."""
+        count = min(len(rows), -(-16 * self.config.num_codes // NUM_SLOTS))
+        picks = torch.randperm(len(rows), generator=seeded(self.config.seed))[:count].tolist()
+        vectors = []
+        for start in range(0, count, self.config.eval_batch_size):
+            tokens, mask, _ = self.tokenize([rows[pick].story for pick in picks[start : start + self.config.eval_batch_size]])
+            vectors.append(self.encode(tokens, mask).vectors.flatten(0, 1))  # (B * S, D)
+        self.encoder.quantizer.start(torch.cat(vectors))
 
     @torch.no_grad()  # the picture is conditioned on the text, which nothing here trains: the term is a monitor
     def diffusion_nll(self, batch: dict, noise: torch.Generator) -> Tensor:
@@ -1519,9 +1526,11 @@ def train(config: Config) -> StoryModel:
     for batch in loader:
         if step >= config.max_train_steps:
             break
+        if step >= config.quantizer_warmup_steps and not model.encoder.quantizer.updates:
+            model.start_codebook(rows)
         noise = seeded(config.seed, step, micro % config.gradient_accumulation_steps, accelerator.process_index)
         with accelerator.accumulate(prepared):
-            losses = prepared(batch | {"step": step}, noise)
+            losses = prepared(batch, noise)
             check_finite(losses, step + 1, [rows[index].where for index in batch["index"]])
             accelerator.backward(losses.total)
             norm = (

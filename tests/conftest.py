@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "assets" / "storyworld")]
 torch.set_num_threads(1)
 
+CPU = torch.device("cpu")
 WORDS = "the a small red blue fox owl found lost key star in forest sea and was happy sad then friend came home".split()
 
 
@@ -40,21 +42,22 @@ def make_lm(folder: Path, embd: int = 16) -> Path:
 
 
 def make_diffusion(folder: Path, prediction_type: str = "epsilon") -> Path:
-    """A Stable Diffusion of a few thousand parameters, 32 px, with its own tokenizer."""
+    """A Stable Diffusion of a few thousand parameters, 32 px, with its own tokenizer: every letter is a token."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     letters = [chr(c) for c in range(97, 123)] + [".", ",", "0", "1"]
-    vocab = {token: i for i, token in enumerate(letters + [c + "</w>" for c in letters] + ["<|startoftext|>", "<|endoftext|>"])}
+    tokens = letters + [c + "</w>" for c in letters] + ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
     (folder / "vocab.json").write_text(json.dumps(vocab))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=20)
     torch.manual_seed(0)
-    ends = dict(bos_token_id=vocab["<|startoftext|>"], eos_token_id=vocab["<|endoftext|>"], pad_token_id=vocab["<|endoftext|>"])
+    start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
     text = CLIPTextConfig(
         vocab_size=len(vocab), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=20, **ends,
+        max_position_embeddings=20, bos_token_id=start, eos_token_id=end, pad_token_id=end,
     )  # fmt: skip
     vae = AutoencoderKL(
         block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
@@ -74,13 +77,15 @@ def make_diffusion(folder: Path, prediction_type: str = "epsilon") -> Path:
 
 
 def make_data(root: Path, train: int = 24, val: int = 6, panels: int = 2) -> Path:
-    """A data folder in the project's layout; every panel has a picture of its own."""
+    """A data folder in the project's layout; every panel has a picture of its own. In both splits the first story has
+    fewer tokens than there are slots, and the second more than the tiny model's context."""
     from PIL import Image
 
     for split, count in (("train", train), ("val", val)):
         (root / split / "images").mkdir(parents=True)
         lines = []
-        for number, story in enumerate(make_stories(count, seed=len(split))):
+        stories = ["The fox.", " ".join(WORDS * 5), *make_stories(count, seed=len(split))][:count]
+        for number, story in enumerate(stories):
             parts = []
             for panel in range(panels):
                 path = f"images/{number:06d}_{panel}.png"
@@ -107,15 +112,86 @@ def data_folder(tmp_path_factory) -> Path:
     return make_data(tmp_path_factory.mktemp("data") / "data")
 
 
-@pytest.fixture()
-def config(lm_folder, diffusion_folder, data_folder, tmp_path):
-    """A configuration on the tiny models that trains in seconds."""
+@pytest.fixture(scope="session")
+def make_config(lm_folder, diffusion_folder, data_folder, tmp_path_factory):
+    """A maker of configurations on the tiny models that train in seconds, each with an output folder of its own."""
     import story_generative_model as sgm
 
-    return sgm.Config(
-        lm_model=str(lm_folder), diffusion_model=str(diffusion_folder), data_root=str(data_folder),
-        output_dir=str(tmp_path / "out"), num_codes=8, code_dim=4, encoder_width=16, prior_width=16, prior_layers=1,
-        num_heads=2, train_batch_size=4, max_train_steps=6, lr_warmup_steps=2, quantizer_warmup_steps=2,
-        checkpointing_steps=3, validation_steps=6, logging_steps=1, dataloader_num_workers=0, mixed_precision="no",
-        max_new_tokens=12, num_inference_steps=2, num_storyboards=4, eval_batch_size=4,
-    )  # fmt: skip
+    def make(**changes) -> sgm.Config:
+        tiny = dict(
+            lm_model=str(lm_folder), diffusion_model=str(diffusion_folder), data_root=str(data_folder),
+            output_dir=str(tmp_path_factory.mktemp("out")), num_codes=8, code_dim=4, encoder_width=16, encoder_layers=2,
+            prior_width=16, prior_layers=1, num_heads=2, train_batch_size=4, max_train_steps=6, lr_warmup_steps=2,
+            quantizer_warmup_steps=2, checkpointing_steps=3, validation_steps=6, logging_steps=1,
+            dataloader_num_workers=0, mixed_precision="no", max_new_tokens=12, num_inference_steps=2,
+            num_storyboards=4, eval_batch_size=4,
+        )  # fmt: skip
+        return sgm.Config(**{**tiny, **changes})
+
+    return make
+
+
+@pytest.fixture()
+def config(make_config):
+    return make_config()
+
+
+@pytest.fixture(scope="session")
+def lm(lm_folder):
+    import story_generative_model as sgm
+
+    return sgm.LanguageModel(str(lm_folder), CPU, torch.float32)
+
+
+@pytest.fixture(scope="session")
+def diffusion(diffusion_folder):
+    import story_generative_model as sgm
+
+    return sgm.LatentDiffusion(str(diffusion_folder), CPU, torch.float32)
+
+
+@pytest.fixture()
+def model(config, lm, diffusion, data_folder):
+    """An untrained model whose codebook has started, in eval mode, on the shared backbones."""
+    import story_generative_model as sgm
+
+    torch.manual_seed(0)
+    model = sgm.StoryModel(config, lm, diffusion).train()
+    model.start_codebook(sgm.read_rows(str(data_folder), "train"))
+    return model.eval()
+
+
+@pytest.fixture()
+def batch(config, lm, diffusion, data_folder) -> dict:
+    """The first four training stories with their pictures, as the trainer reads them."""
+    import story_generative_model as sgm
+
+    rows = sgm.read_rows(str(data_folder), "train", 4)
+    dataset = sgm.StoryDataset(rows, data_folder / "train", lm.tokenizer, 55, diffusion.resolution, 0)
+    return sgm.collate([dataset[0, index, True] for index in range(4)])
+
+
+@pytest.fixture(scope="session")
+def trained(make_config):
+    """One finished run of six steps: its configuration, whose output_dir holds ckpt_3.pt and ckpt_6.pt."""
+    import story_generative_model as sgm
+
+    config = make_config()
+    sgm.train(config)
+    return config
+
+
+@pytest.fixture(scope="session")
+def checkpoint(trained) -> dict:
+    import story_generative_model as sgm
+
+    return sgm.load_checkpoint(Path(trained.output_dir) / "ckpt_6.pt")
+
+
+@pytest.fixture(autouse=True)
+def own_signal_handlers():
+    """Training listens for signals; the tests after it must not."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

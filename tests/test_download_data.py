@@ -17,13 +17,18 @@ import pytest
 from fakehub import Hub, client_env, m3it_pictures, m3it_repo, m3it_rows
 from PIL import Image
 
-PROGRAM = Path(__file__).resolve().parent.parent / "download_data.py"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "assets" / "storyworld")]
+import download_data  # noqa: E402
+
+PROGRAM = ROOT / "download_data.py"
 M3IT = "datasets/MMInstruction/M3IT"
 NO_HUB = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 
 def download(*args, env=None) -> subprocess.CompletedProcess:
     command = [sys.executable, str(PROGRAM), *map(str, args)]
+    env = {**(env or os.environ), "USE_TORCH": "0"}  # spares datasets the import of torch, two seconds a run
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
@@ -55,6 +60,13 @@ def encoded(picture_format: str, mode: str = "RGB", colour=(200, 30, 30), size=(
     return out.getvalue()
 
 
+def noisy_jpeg() -> bytes:
+    """A JPEG with enough data that half of it still has the whole header."""
+    out = io.BytesIO()
+    Image.frombytes("RGB", (64, 64), random.Random(0).randbytes(3 * 64 * 64)).save(out, "JPEG")
+    return out.getvalue()
+
+
 def in_base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
@@ -82,6 +94,38 @@ def test_bad_arguments_exit_2(args, tmp_path):
     assert "error:" in fail(*args, "--data_root", tmp_path, status=2)
 
 
+# Text and pictures
+
+
+@pytest.mark.parametrize(
+    "prompt, rest",
+    [
+        ("A fox ran.", " It fell."),
+        ('"Who is it?"', " said Owl. Nobody."),
+        ("Mr. J. Fox met Dr. Owl!", " They spoke."),
+        ("A kite of 2.5 m flew.", " High."),
+        ("No end at all", ""),
+        ("One sentence.", ""),
+    ],
+)
+def test_the_prompt_is_the_first_sentence(prompt, rest):
+    assert download_data.first_sentence(prompt + rest) == prompt
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "RGB"])
+def test_any_kind_of_picture_becomes_an_rgb_jpeg(mode):
+    data = encoded("PNG", mode, colour=None)
+    picture = Image.open(io.BytesIO(download_data.rgb_jpeg(data)))
+    assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (40, 24))
+
+
+def test_a_picture_that_is_converted_is_turned_upright_first():
+    out, turned = io.BytesIO(), Image.Exif()
+    turned[0x0112] = 6  # orientation: to be turned by a quarter
+    Image.new("L", (40, 24)).save(out, "JPEG", exif=turned)
+    assert Image.open(io.BytesIO(download_data.rgb_jpeg(out.getvalue()))).size == (24, 40)
+
+
 # Storyworld
 
 
@@ -99,7 +143,6 @@ def storyworld(tmp_path_factory) -> Path:
 
 
 def test_storyworld_rows_hold_the_panels_of_their_story(storyworld):
-    sys.path.insert(0, str(PROGRAM.parent / "assets" / "storyworld"))
     import world
 
     for split, first in {"train": 0, "val": 5 * 10**8}.items():
@@ -137,10 +180,10 @@ def test_complete_data_are_left_alone_and_other_settings_refused(storyworld):
 
 
 def test_m3it_keeps_jpegs_converts_the_rest_and_skips_what_cannot_be_used(tmp_path):
-    rows = m3it_rows(8)
+    rows, noise = m3it_rows(8), noisy_jpeg()
     rows[1] = (in_base64(encoded("PNG", "RGBA", (0, 0, 0, 0))), "A clear pane. Nothing to see.")
     rows[2] = (None, "There is no picture. At all.")
-    rows[3] = (in_base64(m3it_pictures(1)[0][:-40]), "A picture cut off. It opens, and does not load.")
+    rows[3] = (in_base64(noise[: len(noise) // 2]), "A picture cut off. It opens, and does not load.")
     rows[4] = (in_base64(encoded("JPEG", "L", 90)), 'Mr. Grey said "Hi." Then he left.')
     rows[5] = (rows[5][0], "   ")
     rows[6] = (in_base64(encoded("GIF", "P", 3)), "A format that is not allowed. It is left out.")
@@ -171,7 +214,7 @@ def test_m3it_keeps_jpegs_converts_the_rest_and_skips_what_cannot_be_used(tmp_pa
 
 def test_m3it_killed_and_run_again_equals_an_unbroken_run(tmp_path):
     rows = m3it_rows(180)
-    rows[70] = (None, "A row to skip.")
+    rows[30] = (None, "A row to skip.")  # before the checkpoint, which has to remember it
     repo = {M3IT: m3it_repo(train=rows, shards=2, rows_per_group=25)}
     released = threading.Event()
 
@@ -222,6 +265,14 @@ def test_m3it_without_parquet_branch_reads_the_raw_file_and_an_offline_cache_ser
     data[len(data) // 2] ^= 1
     blob.write_bytes(data)
     assert "is damaged" in fail("--data_root", tmp_path / "damaged", env=offline)
+
+
+def test_m3it_limits_are_counted_in_stories_kept(tmp_path):
+    rows = [(None, "No picture."), *m3it_rows(6)]
+    with Hub({M3IT: m3it_repo(train=rows, parquet=False)}) as hub:
+        limits = ["--max_train_samples", 2, "--max_val_samples", 9]
+        succeed("--data_root", tmp_path / "data", *limits, env=hub.env(tmp_path / "hf"))
+    assert [len(rows_of(tmp_path / "data" / split)) for split in ("train", "val")] == [2, 3]
 
 
 def test_m3it_with_too_many_skipped_rows_is_an_error(tmp_path):
@@ -346,6 +397,15 @@ def test_imagefolder_is_read_and_a_seeded_tenth_split_off(table, tmp_path):
     assert found["train"] | found["val"] == set(range(20))
     succeed("--source", "folder", folder, "--data_root", tmp_path / "other", "--seed", 7)
     assert rows_of(tmp_path / "other" / "val") != rows_of(tmp_path / "data" / "val")
+
+
+def test_the_pages_of_one_book_stay_in_one_split():
+    rows = [
+        download_data.FolderRow({"title": f"Book {i % 12}", "story": f"Page {i}."}, Path("."), "") for i in range(120)
+    ]
+    split = download_data.divide(rows, seed=3)
+    train, val = ({row.fields["title"] for row in split[name]} for name in ("train", "val"))
+    assert len(val) == 1 and train.isdisjoint(val) and len(split["train"]) + len(split["val"]) == 120
 
 
 def test_folder_without_stories_says_what_it_needs(tmp_path):

@@ -26,10 +26,12 @@ import json
 import math
 import os
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -80,21 +82,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is fitted: AdamW, linear warm-up, cosine to a hundredth of `learning_rate`."""
+    """How one model is fitted: AdamW, and Muon for the hidden weights where it has a rate; linear warm-up, then a
+    cosine to a hundredth of the rates."""
 
     steps: int
-    learning_rate: float
+    learning_rate: float  # AdamW's
+    muon_rate: float = 0.0  # 0: AdamW trains everything
     warmup: int = 100
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = 1.0
     ema_decay: float = 0.0  # 0: no average is kept
 
-    def rate_at(self, step: int) -> float:
+    def share_at(self, step: int) -> float:
+        """The rates at `step` as a share of their peak, in (0, 1]."""
         if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
+            return (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def seed_of(*parts: object) -> int:
@@ -124,6 +129,61 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """Newton-Schulz towards the nearest (half-)orthogonal matrix of `matrix` (m, n): all singular values near 1.
+
+    The quintic's coefficients are those of Jordan et al. 2024: fast rather than exact, values end in 0.7 to 1.2.
+    """
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, for hidden weights of two or more dimensions (torch's own takes two only).
+
+    The step is scaled to the size of AdamW's, so that rates are alike (Liu et al. 2025, "Muon is scalable").
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(parameters, dict(lr=lr, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.move(parameter, group["lr"], group["momentum"])
+
+    def move(self, parameter: nn.Parameter, lr: float, momentum: float) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["velocity"] = torch.zeros_like(parameter)
+        velocity = state["velocity"].mul_(momentum).add_(parameter.grad)
+        ahead = parameter.grad.add(velocity, alpha=momentum).flatten(1)  # Nesterov; a convolution is (out, in * k * k)
+        size = 0.2 * max(ahead.shape) ** 0.5  # 0.2: the usual root mean square of an AdamW step
+        parameter.sub_(orthogonalised(ahead).reshape(parameter.shape), alpha=lr * size)
+
+
+OUTER_LAYERS = ("conv_in", "conv_out", "quant_conv", "embed", "wte", "wpe")  # no Muon where pixels or words come in
+
+
+def new_optimizers(model: nn.Module, recipe: Recipe) -> list[tuple[torch.optim.Optimizer, float]]:
+    """The optimizers of the trained parameters, each with its peak rate."""
+    hidden, others = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            inner = parameter.ndim >= 2 and not any(layer in name for layer in OUTER_LAYERS)
+            (hidden if inner and recipe.muon_rate else others).append(parameter)
+    adamw = torch.optim.AdamW(others, recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay)
+    if not hidden:
+        return [(adamw, recipe.learning_rate)]
+    return [(adamw, recipe.learning_rate), (Muon(hidden, recipe.muon_rate), recipe.muon_rate)]
+
+
 def fit(
     run: Run,
     name: str,
@@ -139,15 +199,15 @@ def fit(
     """
     path = run.work_dir / f"{name}.pt"
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay
-    )
+    optimizers = new_optimizers(model, recipe)
     ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay else None
-    first = resume(path, run, model, optimizer, ema)
+    parts = {"model": model, **dict(zip(("optimizer", "muon"), (optimizer for optimizer, _ in optimizers)))}
+    if ema:
+        parts["ema"] = ema
+    first = resume(path, run, parts)
 
     def save(step: int) -> None:
-        state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        state["ema"] = ema.state_dict() if ema else None
+        state = {"step": step, **{key: part.state_dict() for key, part in parts.items()}}
         write_atomically(path, lambda partial: torch.save(state, partial))
 
     log = Log(name, first, recipe.steps)
@@ -158,14 +218,14 @@ def fit(
     model.train()
     for step in range(first, recipe.steps):
         torch.manual_seed(seed_of(run.seed, name, step))
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate_at(step)
         with run.autocast():
             losses = losses_at(step)
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer, rate in optimizers:
+            optimizer.param_groups[0]["lr"] = rate * recipe.share_at(step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if ema:
             average_into(ema, model, recipe.ema_decay, step)
         log.add(step, losses)
@@ -178,17 +238,13 @@ def fit(
     return (ema or model).eval()
 
 
-def resume(
-    path: Path, run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None
-) -> int:
-    """Load the checkpoint if there is one; return the step to go on from."""
+def resume(path: Path, run: Run, parts: dict[str, nn.Module | torch.optim.Optimizer]) -> int:
+    """Load the checkpoint's state into `parts` if there is one; return the step to go on from."""
     if not path.exists():
         return 0
     state = torch.load(path, map_location=run.device, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    if ema:
-        ema.load_state_dict(state["ema"])
+    for key, part in parts.items():
+        part.load_state_dict(state[key])
     return state["step"]
 
 
@@ -245,9 +301,7 @@ HELD_OUT_SEEDS = 10**9
 
 def train_story(index: int) -> world.Story:
     if not 0 <= index < HELD_OUT_SEEDS - TRAIN_SEEDS:
-        raise IndexError(
-            f"training story {index}: its seed would be one of the held-out seeds, {HELD_OUT_SEEDS} on"
-        )
+        raise IndexError(f"training story {index}: its seed would be one of the held-out seeds, {HELD_OUT_SEEDS} on")
     return world.write_story(TRAIN_SEEDS + index)
 
 
@@ -272,7 +326,7 @@ LM_CONTEXT = 512  # a prefix and the longest story, with room to spare
 LM_SHAPE = dict(n_embd=192, n_layer=4, n_head=6, n_positions=LM_CONTEXT)
 LM_BATCH = 32
 LM_POOL = 64 * LM_BATCH  # stories that are sorted by length together, so that a batch has little padding
-LM_RECIPE = Recipe(steps=1600, learning_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
+LM_RECIPE = Recipe(steps=1200, learning_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
 LM_TOKENIZER_STORIES = 6000
 PREFIX_SHARE = 0.5  # of the stories
 PREFIX_USUAL = 8  # the storyboard's length
@@ -291,9 +345,7 @@ def train_lm_tokenizer(texts: Iterator[str]):
     from transformers import PreTrainedTokenizerFast
 
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        texts, vocab_size=LM_VOCABULARY, special_tokens=[END_OF_TEXT], show_progress=False
-    )
+    bpe.train_from_iterator(texts, vocab_size=LM_VOCABULARY, special_tokens=[END_OF_TEXT], show_progress=False)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer,
         bos_token=END_OF_TEXT,
@@ -304,7 +356,7 @@ def train_lm_tokenizer(texts: Iterator[str]):
 
 
 def story_ids(tokenizer, stories: list[world.Story]) -> list[list[int]]:
-    """Token ids of each story with the closing EOS, cut at what the context leaves beside BOS and the longest prefix."""
+    """Token ids of each story and its EOS, cut at what the context leaves beside BOS and the longest prefix."""
     most = LM_CONTEXT - 1 - PREFIX_MOST
     rows = tokenizer([story.text for story in stories], add_special_tokens=False)["input_ids"]
     return [(row + [tokenizer.eos_token_id])[:most] for row in rows]
@@ -338,7 +390,7 @@ def keyword(chunk: list[int], weights: np.ndarray, rng: random.Random) -> int:
 def chunks_of(row: list[int], count: int) -> list[list[int]]:
     """`count` equal parts of `row`, at least one token each."""
     edges = [j * len(row) // count for j in range(count + 1)]
-    return [row[a : max(b, a + 1)] for a, b in zip(edges, edges[1:])]
+    return [row[a : max(b, a + 1)] for a, b in pairwise(edges)]
 
 
 def draw_prefix_length(rng: random.Random) -> int:
@@ -386,14 +438,10 @@ def lm_batches(run: Run, tokenizer, weights: np.ndarray) -> Callable[[int], LmBa
     def pool(number: int) -> list[LmBatch]:
         rng = random.Random(seed_of(run.seed, "lm pool", number))
         rows = story_ids(tokenizer, [train_story(number * LM_POOL + i) for i in range(LM_POOL)])
-        drawn = sorted(
-            ((row, draw_prefix_length(rng)) for row in rows), key=lambda pair: len(pair[0]) + pair[1]
-        )
+        drawn = sorted(((row, draw_prefix_length(rng)) for row in rows), key=lambda pair: len(pair[0]) + pair[1])
         starts = list(range(0, LM_POOL, LM_BATCH))
         rng.shuffle(starts)
-        return [
-            lm_batch(*zip(*drawn[s : s + LM_BATCH]), weights, tokenizer.bos_token_id, rng) for s in starts
-        ]
+        return [lm_batch(*zip(*drawn[s : s + LM_BATCH]), weights, tokenizer.bos_token_id, rng) for s in starts]
 
     def at(step: int) -> LmBatch:
         number, position = divmod(step, LM_POOL // LM_BATCH)
@@ -420,9 +468,7 @@ def lm_embeddings(model, batch: LmBatch, device: torch.device) -> Tensor:
 
 def lm_token_nll(model, batch: LmBatch, device: torch.device) -> Tensor:
     """-log p of every predicted token, nats, (number of story tokens in the batch,)."""
-    hidden = model.transformer(
-        inputs_embeds=lm_embeddings(model, batch, device)
-    ).last_hidden_state  # (B, T, E)
+    hidden = model.transformer(inputs_embeds=lm_embeddings(model, batch, device)).last_hidden_state  # (B, T, E)
     targets = batch.targets.to(device)
     predicted = targets != -100
     logits = model.lm_head(hidden[predicted])  # (tokens, vocabulary)
@@ -511,13 +557,12 @@ VAE_SHAPE = dict(
 VAE_STORIES = 1000  # 8,000 panels
 VAE_CROP = 64  # px
 VAE_CROP_CHOICES = 2  # crops drawn for each one used: the one with the most detail is kept
-VAE_BATCH = 32
-VAE_RECIPE = Recipe(steps=2400, learning_rate=2e-3, weight_decay=0.0)
-DECODER_BATCH = 8  # whole panels: as many pixels as VAE_BATCH crops
+VAE_BATCH = 16
+VAE_LOG_VARIANCE = -6.0  # of the latents at the start: noise of unit variance would drown the signal for long
+VAE_RECIPE = Recipe(steps=3200, learning_rate=2e-3, weight_decay=0.0)
+DECODER_BATCH = 4  # whole panels: as many pixels as VAE_BATCH crops
 DECODER_RECIPE = Recipe(steps=1200, learning_rate=6e-4, weight_decay=0.0, ema_decay=0.995)
-KL_WEIGHT = (
-    1e-4  # of the mean KL of one latent element: keeps the latents' scale bounded, costs less than 0.1 dB
-)
+KL_WEIGHT = 1e-4  # of the mean KL of one latent element: keeps the latents' scale bounded, costs less than 0.1 dB
 VAE_CHECK_PANELS = 32
 DRAWING_NICENESS = 5
 
@@ -578,7 +623,7 @@ def held_out_panels(count: int) -> np.ndarray:
 def to_signal(pixels: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1], channels last in memory (faster convolutions on CPU)."""
     signal = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2).float()
-    return (signal / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+    return (signal / 127.5 - 1).contiguous()
 
 
 def detail(crop: np.ndarray) -> float:
@@ -593,9 +638,7 @@ def draw_crops(panels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     def one() -> np.ndarray:
         y, x = 8 * rng.integers(places, size=2)
-        return panels[
-            rng.integers(len(panels)), rng.integers(panels.shape[1]), y : y + VAE_CROP, x : x + VAE_CROP
-        ]
+        return panels[rng.integers(len(panels)), rng.integers(panels.shape[1]), y : y + VAE_CROP, x : x + VAE_CROP]
 
     return np.stack([max((one() for _ in range(VAE_CROP_CHOICES)), key=detail) for _ in range(VAE_BATCH)])
 
@@ -665,7 +708,8 @@ def train_vae(run: Run) -> None:
     panels = panel_pool(run, run.scaled(VAE_STORIES, 20))
     check = held_out_panels(VAE_CHECK_PANELS)
     torch.manual_seed(seed_of(run.seed, "vae"))
-    vae = AutoencoderKL(**VAE_SHAPE).to(run.device, memory_format=torch.channels_last)
+    vae = AutoencoderKL(**VAE_SHAPE).to(run.device)
+    nn.init.constant_(vae.quant_conv.bias[vae.config.latent_channels :], VAE_LOG_VARIANCE)
 
     def signal(name: str, step: int, draw) -> Tensor:
         return to_signal(draw(np.random.default_rng(seed_of(run.seed, name, step))), run.device)
@@ -674,9 +718,7 @@ def train_vae(run: Run) -> None:
         return vae_losses(vae, signal("vae crops", step, lambda rng: draw_crops(panels, rng)))
 
     def panel_losses(step: int) -> dict[str, Tensor]:
-        return decoder_losses(
-            vae, signal("vae panels", step, lambda rng: draw_whole(panels, DECODER_BATCH, rng))
-        )
+        return decoder_losses(vae, signal("vae panels", step, lambda rng: draw_whole(panels, DECODER_BATCH, rng)))
 
     def held_out(model) -> dict[str, float]:
         return {"PSNR dB": psnr(check, reconstruct(run, model, check))}
@@ -722,7 +764,7 @@ UNET_SHAPE = dict(
     norm_num_groups=16,
 )
 NOISE_SCHEDULE = dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
-UNET_STORIES = 4000  # 32,000 panels
+UNET_STORIES = 2000  # 16,000 panels
 UNET_BATCH = 32
 UNET_RECIPE = Recipe(steps=3000, learning_rate=8e-4, weight_decay=0.01, ema_decay=0.999)
 NO_TEXT_SHARE = 0.1  # for classifier-free guidance
@@ -830,7 +872,7 @@ def load_vae(run: Run):
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(run.output_dir / "diffusion" / "vae", torch_dtype=torch.float32)
-    return vae.to(run.device, memory_format=torch.channels_last).requires_grad_(False).eval()
+    return vae.to(run.device).requires_grad_(False).eval()
 
 
 @torch.no_grad()
@@ -936,7 +978,7 @@ def save_pipeline(run: Run, vae, tokenizer, painter: Painter) -> None:
         text_encoder=painter.text_encoder,
         tokenizer=tokenizer,
         unet=painter.unet,
-        scheduler=DPMSolverMultistepScheduler(**NOISE_SCHEDULE),
+        scheduler=DPMSolverMultistepScheduler(**NOISE_SCHEDULE, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -973,7 +1015,7 @@ class Probe(nn.Module):
         widths = (3, *PROBE_CHANNELS)
         blocks = [
             nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in zip(widths, widths[1:])
+            for a, b in pairwise(widths)
         ]
         self.features = nn.Sequential(*blocks, nn.Flatten())  # 4 x 4 places: where a thing is counts
         self.readout = nn.Linear(16 * widths[-1], sum(heads.values()))
@@ -1091,16 +1133,309 @@ def train_probe(run: Run) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------
+# Report
+#
+# Measures the finished weights on held-out stories and writes the model card and a sheet of pictures. It loads
+# what was shipped, fp16 rounding included, and nothing of the training.
+# ----------------------------------------------------------------------------------------------------------
+
+REPORT_STORIES = 512  # for the language model
+REPORT_PANELS = 256  # for the autoencoder and the probe
+REPORT_PICTURES = 256  # generated from whole stories, and as many from single beats
+REPORT_PROMPTS = 100
+REPORT_BATCH = 32
+SAMPLER_STEPS = 20  # DPM-Solver++
+GUIDANCE = 2.5
+TOP_P = 0.95
+SHEET_COLUMNS, SHEET_ROWS = 8, 2  # rows of pairs
+PROMPT_FACTORS = ("species", "colour", "object")
+CARD = """# Storyworld backbones
+
+The embedded language model and diffusion pipeline of the storyworld, made from scratch by `train_backbones.py`
+from the stories and pictures of `world.py`; no other data and no pretrained weights went in. They know this
+world only: simple English stories of eight species, and {size} px pictures of them.
+
+| part | folder | parameters | MB |
+|---|---|---|---|
+{parts}
+
+Every figure is printed by `python assets/storyworld/train_backbones.py --stages report`, on stories from seed
+{held_out} on, which no training saw (training takes its seeds from {train} on).
+
+## Language model
+
+| held-out NLL over {stories} stories | nats per story | nats per token |
+|---|---|---|
+{lm}
+
+The world's own choices cost {nats:.1f} nats a story on average: no model of the text can do better. The prefix
+is one telling word of each eighth of the story, standing where a soft prompt stands.
+
+## Pictures
+
+The autoencoder returns {panels} held-out panels at {psnr:.1f} dB PSNR. The rest is read off the pictures by the
+probe (`probe.safetensors`): share of right readings, on drawn panels and on panels generated from whole stories
+and from one beat's text ({steps} DPM-Solver++ steps, guidance {guidance}; the last column counts only factors
+whose word stands in the beat).
+
+| factor | drawn | from the whole story | from one beat |
+|---|---|---|---|
+{factors}
+
+![Drawn panels above generated ones](sheet.png)
+
+## The prompt is obeyed
+
+Over {prompts} held-out prompts that name species, colour and object, continued by the language model (top-p
+{top_p}) and painted: share of stories that stay with what the prompt says, and of pictures that show it.
+
+| factor | the story says it | the picture shows it |
+|---|---|---|
+{obeyed}
+"""
+
+
+@dataclass
+class Shipped:
+    """What is in output_dir, loaded with the stock classes, in fp32."""
+
+    tokenizer: object
+    lm: nn.Module
+    pipeline: object
+    probe: Probe
+
+
+def load_shipped(run: Run) -> Shipped:
+    from diffusers import StableDiffusionPipeline
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(run.output_dir / "lm")
+    lm = AutoModelForCausalLM.from_pretrained(run.output_dir / "lm", dtype=torch.float32).to(run.device).eval()
+    folder = run.output_dir / "diffusion"
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(run.device)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.to(memory_format=torch.channels_last)
+    return Shipped(tokenizer, lm, pipeline, load_probe(run.output_dir / "probe.safetensors").to(run.device))
+
+
+@torch.no_grad()
+def paint(run: Run, pipeline, texts: list[str], seed: int = 0) -> np.ndarray:
+    """One generated picture per text, (N, 128, 128, 3) uint8; texts of any length.
+
+    Texts are batched by their number of windows. The empty text of the guidance is one window repeated: attention
+    over copies of a window is attention over the window.
+    """
+    ids, own = text_windows(pipeline.tokenizer, texts)
+    windows = own.sum(1)
+    pictures = np.zeros((len(texts), PANEL_SIZE, PANEL_SIZE, 3), np.uint8)
+    for count in windows.unique().tolist():
+        for part in (windows == count).nonzero()[:, 0].split(REPORT_BATCH):
+            generator = torch.Generator().manual_seed(seed_of("paint", seed, int(part[0])))
+            empty, _ = text_windows(pipeline.tokenizer, [""])
+            with run.autocast():
+                text, _ = text_states(pipeline.text_encoder, ids[part, :count].to(run.device), own[part, :count])
+                blank = pipeline.text_encoder(empty[0].to(run.device)).last_hidden_state  # (1, 77, E)
+                drawn = pipeline(
+                    prompt_embeds=text,
+                    negative_prompt_embeds=blank.repeat(len(part), count, 1),
+                    num_inference_steps=SAMPLER_STEPS,
+                    guidance_scale=GUIDANCE,
+                    generator=generator,
+                    output_type="np",
+                ).images
+            pictures[part] = (drawn * 255).round().astype(np.uint8)
+    return pictures
+
+
+def named(text: str, values: tuple[str, ...]) -> list[str]:
+    """Which of `values` stand in `text` as words."""
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    return [value for value in values if value in words]
+
+
+def report_lm(run: Run, shipped: Shipped) -> tuple[list[str], float]:
+    """Table rows of the NLL without and with a prefix; the world's own nats per story."""
+    count = run.scaled(REPORT_STORIES)
+    sample = story_ids(shipped.tokenizer, [train_story(i) for i in range(run.scaled(LM_TOKENIZER_STORIES, 200))])
+    weights = informativeness(sample, len(shipped.tokenizer))
+    rows = []
+    for name, length in (("without a prefix", 0), (f"after {PREFIX_USUAL} prefix words", PREFIX_USUAL)):
+        with torch.no_grad():
+            nll = lm_held_out(run, shipped.lm, shipped.tokenizer, weights, count, length)
+        rows.append(f"| {name} | {nll['story']:.1f} | {nll['token']:.3f} |")
+    return rows, float(np.mean([held_out_story(i).nats for i in range(count)]))
+
+
+def report_factors(run: Run, shipped: Shipped) -> list[str]:
+    """Table rows: the probe's accuracy on drawn panels, on whole stories' pictures, on single beats' pictures."""
+    beats, last = len(world.BEATS), len(world.BEATS) - 1
+    count = run.scaled(REPORT_PICTURES, 8)
+    stories = [held_out_story(i) for i in range(count)]
+    labels = factor_labels(stories)
+    drawn_labels = np.stack([labels[i, i % beats] for i in range(count)])
+    drawn = probe_accuracy(run, shipped.probe, held_out_panels(count), drawn_labels)
+    whole = paint(run, shipped.pipeline, [story.text for story in stories], seed=1)
+    whole = probe_accuracy(run, shipped.probe, whole, labels[:, last])
+    texts = [story.beats[i % beats] for i, story in enumerate(stories)]
+    single = paint(run, shipped.pipeline, texts, seed=2)
+    single = probe_accuracy(run, shipped.probe, single, only_named(drawn_labels, texts))
+    columns = (drawn, whole, single)
+    return ["| " + " | ".join([f, *(share(column.get(f)) for column in columns)]) + " |" for f in PROBE_FACTORS]
+
+
+def only_named(labels: np.ndarray, texts: list[str]) -> np.ndarray:
+    """`labels` (N, factors) without what the text does not say in so many words."""
+    kept = labels.copy()
+    for i, text in enumerate(texts):
+        for column, factor in enumerate(PROBE_FACTORS):
+            value = world.FACTORS[factor][labels[i, column]]
+            if labels[i, column] != NOT_SHOWN and not named(text, (value,)):
+                kept[i, column] = NOT_SHOWN
+    return kept
+
+
+def share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def telling_prompts(count: int) -> list[world.Story]:
+    """The first held-out stories whose prompt names everything in PROMPT_FACTORS."""
+    found, index = [], 0
+    while len(found) < count:
+        story, index = held_out_story(index), index + 1
+        if all(named(story.prompt, (story.factors[factor],)) for factor in PROMPT_FACTORS):
+            found.append(story)
+    return found
+
+
+@torch.no_grad()
+def continue_prompts(run: Run, shipped: Shipped, prompts: list[str]) -> list[str]:
+    """Each prompt with the bare language model's continuation."""
+    torch.manual_seed(seed_of("prompts"))
+    tokenizer, texts = shipped.tokenizer, []
+    for prompt in prompts:
+        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(prompt)["input_ids"]]], device=run.device)
+        out = shipped.lm.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            top_p=TOP_P,
+            top_k=0,
+            max_length=LM_CONTEXT - 1,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+        texts.append(tokenizer.decode(out[0], skip_special_tokens=True))
+    return texts
+
+
+def keeps(text: str, story: world.Story, factor: str) -> bool:
+    """Whether a continued prompt stays with the prompt's value: it comes up again after the prompt, and no other
+    value takes its place (species: besides the helper's; colour: before the hero's species)."""
+    value, rest = story.factors[factor], text[len(story.prompt) :]
+    others = tuple(v for v in world.FACTORS[factor] if v != value)
+    if factor == "object":
+        return bool(named(rest, (value,))) and not named(rest, others)
+    if factor == "colour":
+        return not any(f"{other} {story.factors['species']}" in rest.lower() for other in others)
+    return len(named(rest, others)) <= 1
+
+
+def report_prompts(run: Run, shipped: Shipped) -> list[str]:
+    """Table rows: does the continued story keep what the prompt names, does its picture show it."""
+    stories = telling_prompts(run.scaled(REPORT_PROMPTS, 4))
+    texts = continue_prompts(run, shipped, [story.prompt for story in stories])
+    pictures = paint(run, shipped.pipeline, texts, seed=3)
+    labels = factor_labels(stories)[:, len(world.BEATS) - 1]
+    seen = probe_accuracy(run, shipped.probe, pictures, labels)
+    said = {f: np.mean([keeps(text, story, f) for text, story in zip(texts, stories)]) for f in PROMPT_FACTORS}
+    print(f"[report] a continued prompt: {texts[0]}", flush=True)
+    return [f"| {factor} | {share(said[factor])} | {share(seen[factor])} |" for factor in PROMPT_FACTORS]
+
+
+def write_sheet(run: Run, shipped: Shipped, path: Path) -> None:
+    """SHEET_ROWS pairs of rows: drawn endings, and below each the picture generated from the story's text."""
+    from PIL import Image
+
+    stories = [held_out_story(i) for i in range(SHEET_COLUMNS * SHEET_ROWS)]
+    drawn = [np.asarray(world.draw_panel(story, len(story.beats) - 1, PANEL_SIZE)) for story in stories]
+    painted = paint(run, shipped.pipeline, [story.text for story in stories], seed=1)
+    rows = []
+    for start in range(0, len(stories), SHEET_COLUMNS):
+        part = slice(start, start + SHEET_COLUMNS)
+        rows += [np.concatenate(list(drawn[part]), axis=1), np.concatenate(list(painted[part]), axis=1)]
+    Image.fromarray(np.concatenate(rows)).save(path)
+
+
+def part_rows(run: Run, shipped: Shipped) -> list[str]:
+    """Table rows: name, folder, parameters, megabytes of each shipped part."""
+    pipeline = shipped.pipeline
+    parts = (
+        ("language model (GPT-2)", "lm", shipped.lm),
+        ("autoencoder", "diffusion/vae", pipeline.vae),
+        ("text encoder (CLIP)", "diffusion/text_encoder", pipeline.text_encoder),
+        ("UNet", "diffusion/unet", pipeline.unet),
+        ("probe", "probe.safetensors", shipped.probe),
+    )
+    rows = []
+    for name, folder, model in parts:
+        place = run.output_dir / folder
+        files = [place] if place.is_file() else list(place.glob("*.safetensors"))
+        megabytes = sum(file.stat().st_size for file in files) / 1e6
+        rows.append(f"| {name} | `{folder}` | {sum(p.numel() for p in model.parameters()):,} | {megabytes:.1f} |")
+    return rows
+
+
+def write_report(run: Run) -> None:
+    """Stage report: output_dir/README.md and output_dir/sheet.png; the card is printed as well."""
+    shipped = load_shipped(run)
+    panels = held_out_panels(run.scaled(REPORT_PANELS, 8))
+    lm_rows, nats = report_lm(run, shipped)
+    figures = dict(
+        parts=part_rows(run, shipped),
+        lm=lm_rows,
+        factors=report_factors(run, shipped),
+        obeyed=report_prompts(run, shipped),
+    )
+    card = CARD.format(
+        **{name: "\n".join(rows) for name, rows in figures.items()},
+        size=PANEL_SIZE,
+        held_out=f"{HELD_OUT_SEEDS:,}",
+        train=TRAIN_SEEDS,
+        stories=run.scaled(REPORT_STORIES),
+        nats=nats,
+        panels=len(panels),
+        psnr=psnr(panels, reconstruct(run, shipped.pipeline.vae, panels)),
+        steps=SAMPLER_STEPS,
+        guidance=GUIDANCE,
+        prompts=run.scaled(REPORT_PROMPTS, 4),
+        top_p=TOP_P,
+    )
+    write_sheet(run, shipped, run.output_dir / "sheet.png")
+    write_atomically(run.output_dir / "README.md", lambda partial: partial.write_text(card))
+    print(card, flush=True)
+
+
+# ----------------------------------------------------------------------------------------------------------
 # Command line
 # ----------------------------------------------------------------------------------------------------------
 
-STAGES = {"lm": train_lm, "vae": train_vae, "unet": train_unet, "probe": train_probe}
+STAGES = {"lm": train_lm, "vae": train_vae, "unet": train_unet, "probe": train_probe, "report": write_report}
 
 
 def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def quiet_libraries() -> None:
+    """No progress bars and no advice between the log lines."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -1110,9 +1445,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=HERE, help="the finished weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="times all step and example counts, for rehearsals"
-    )
+    parser.add_argument("--scale", type=float, default=1.0, help="times all step and example counts, for rehearsals")
     parser.add_argument("--mixed_precision", choices=("bf16", "no"), default="bf16", help="autocast dtype")
     return parser.parse_args(argv)
 
@@ -1128,10 +1461,11 @@ def main(argv: list[str] | None = None) -> None:
         bf16=arguments.mixed_precision == "bf16",
     )
     run.work_dir.mkdir(parents=True, exist_ok=True)
+    quiet_libraries()
     for stage in STAGES:
         if stage not in arguments.stages:
             continue
-        if run.done(stage).exists():
+        if stage != "report" and run.done(stage).exists():
             print(f"[{stage}] finished before ({run.done(stage)})", flush=True)
             continue
         start = time.monotonic()

@@ -1,0 +1,213 @@
+"""Backbones: the frozen models give the losses that they give alone, and stay as they were."""
+
+import pytest
+import story_generative_model as sgm
+import torch
+from conftest import CPU, make_diffusion, make_stories
+from diffusers import DDIMScheduler
+from transformers import AutoModelForCausalLM
+
+STORIES = ["The fox.", *make_stories(3, seed=3)]
+
+
+def tokenized(lm, stories):
+    items = [dict(index=0, tokens=lm.tokenizer(story)["input_ids"], cut=False) for story in stories]
+    batch = sgm.collate(items)
+    return batch["tokens"], batch["mask"], batch["cut"]
+
+
+def no_soft(stories, lm):
+    return torch.zeros(len(stories), 0, lm.width)
+
+
+# Language model
+
+
+def test_without_soft_tokens_the_loss_is_the_plain_model_s(lm, lm_folder):
+    plain = AutoModelForCausalLM.from_pretrained(lm_folder).eval()
+    nll = lm.nll(no_soft(STORIES, lm), *tokenized(lm, STORIES))
+    for number, story in enumerate(STORIES):
+        ids = torch.tensor([[lm.start, *lm.tokenizer(story)["input_ids"], lm.end]])
+        mean = plain(input_ids=ids, labels=ids).loss  # over all tokens but the first
+        torch.testing.assert_close(nll[number], mean * (ids.shape[1] - 1))
+
+
+def test_padding_does_not_change_a_story_s_loss(lm):
+    soft = 0.1 * torch.randn(len(STORIES), 8, lm.width, generator=torch.Generator().manual_seed(0))
+    together = lm.nll(soft, *tokenized(lm, STORIES))
+    for number, story in enumerate(STORIES):
+        torch.testing.assert_close(lm.nll(soft[number : number + 1], *tokenized(lm, [story])), together[[number]])
+
+
+def test_a_cut_story_is_not_charged_for_an_end(lm):
+    tokens, mask, cut = tokenized(lm, STORIES)
+    soft = no_soft(STORIES, lm)
+    whole, open_ended = lm.nll(soft, tokens, mask, cut), lm.nll(soft, tokens, mask, ~cut)
+    for number, story in enumerate(STORIES):
+        ids = torch.tensor([[lm.start, *lm.tokenizer(story)["input_ids"]]])
+        end = -lm.model(input_ids=ids).logits[0, -1].log_softmax(-1)[lm.end]
+        torch.testing.assert_close(whole[number] - open_ended[number], end, atol=1e-4, rtol=1e-4)
+
+
+def test_the_soft_prompt_stands_between_the_start_token_and_the_story(lm):
+    """Soft tokens that are the embeddings of words are charged as those words would be as context."""
+    words, story = lm.tokenizer(" red fox")["input_ids"], lm.tokenizer(STORIES[1])["input_ids"]
+    soft = lm.embed(torch.tensor([words]))
+    nll = lm.nll(soft, *tokenized(lm, STORIES[1:2]))
+    ids = torch.tensor([[lm.start, *words, *story, lm.end]])
+    log_probs = lm.model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+    torch.testing.assert_close(nll[0], -log_probs[len(words) :].sum())
+
+
+def test_the_gradient_reaches_the_soft_prompt_alone(lm):
+    soft = torch.zeros(len(STORIES), 8, lm.width, requires_grad=True)
+    lm.nll(soft, *tokenized(lm, STORIES)).sum().backward()
+    assert (soft.grad.abs().amax(-1) > 0).all()
+    assert all(parameter.grad is None for parameter in lm.model.parameters())
+
+
+def test_frozen_models_ask_for_no_gradient_and_stay_in_eval_mode(model):
+    model.train()
+    frozen = [model.lm.model, model.diffusion.vae, model.diffusion.unet, model.diffusion.text_encoder]
+    for module in frozen:
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+        assert not any(part.training for part in module.modules())
+    mine = {id(parameter) for parameter in model.parameters()}
+    assert not mine & {id(parameter) for module in frozen for parameter in module.parameters()}
+
+
+def test_gradient_checkpointing_recomputes_and_changes_nothing(lm, lm_folder):
+    saving = sgm.LanguageModel(str(lm_folder), CPU, torch.float32, gradient_checkpointing=True)
+    gradients, calls = [], []
+    for model in (lm, saving):
+        soft = 0.1 * torch.randn(len(STORIES), 8, lm.width, generator=torch.Generator().manual_seed(0))
+        soft.requires_grad_()
+        calls.append(0)
+
+        def count(*_):
+            calls[-1] += 1
+
+        hook = model.model.transformer.h[0].mlp.register_forward_hook(count)
+        nll = model.nll(soft, *tokenized(lm, STORIES))
+        gradients.append((nll, *torch.autograd.grad(nll.sum(), soft)))
+        hook.remove()
+    assert calls == [1, 2]
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert not any(part.training for part in saving.model.modules() if isinstance(part, torch.nn.Dropout))
+
+
+def test_writing_depends_on_its_seed_alone(lm, config):
+    soft = torch.zeros(1, 8, lm.width)
+    first = lm.write(soft, "The fox", config, seed=1)
+    state = torch.get_rng_state()
+    assert lm.write(soft, "The fox", config, seed=1) == first and first.startswith("The fox")
+    assert torch.equal(state, torch.get_rng_state())
+    assert len({lm.write(soft, "The fox", config, seed) for seed in range(4)}) == 4
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(lm, config):
+    with pytest.raises(sgm.StoryError, match="64") as error:
+        lm.write(torch.zeros(1, 8, lm.width), "fox " * 100, config, seed=0)
+    assert error.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "story, kept",
+    [
+        ("A fox. It ran. It", "A fox. It ran."), ("A fox. It", "A fox. It"), ('He said "go." Then', 'He said "go."'),
+        ("A fox. Cost 3.5 coins", "A fox. Cost 3.5 coins"), ("A fox. Why? No! ", "A fox. Why? No!"),
+    ],
+)  # fmt: skip
+def test_a_story_that_ran_out_of_tokens_ends_at_a_sentence_behind_the_prompt(story, kept):
+    assert sgm.up_to_last_sentence(story, "A fox.") == kept
+
+
+def test_a_model_that_cannot_be_loaded_says_what_to_do(tmp_path):
+    with pytest.raises(sgm.StoryError, match=r"--lm_model .*storyworld"):
+        sgm.LanguageModel(str(tmp_path), CPU, torch.float32)
+    with pytest.raises(sgm.StoryError, match=r"--diffusion_model .*storyworld"):
+        sgm.LatentDiffusion(str(tmp_path), CPU, torch.float32)
+
+
+# Latent diffusion
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def either_diffusion(request, tmp_path_factory):
+    folder = make_diffusion(tmp_path_factory.mktemp("either"), request.param)
+    return sgm.LatentDiffusion(str(folder), CPU, torch.float32)
+
+
+@torch.no_grad()
+def test_the_error_is_that_of_the_noise_whatever_the_model_predicts(either_diffusion):
+    """By another way: the sampler's own estimate of the clean latents gives the noise that the model believes in."""
+    diffusion = either_diffusion
+    latents = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    states, mask = diffusion.encode_texts(["a fox"] * 4)
+    nll = diffusion.nll(latents, states, mask, sgm.seeded(0))
+    noisy, timesteps, noise = diffusion.add_noise(latents, sgm.seeded(0))
+    scheduler = DDIMScheduler.from_config(diffusion.pipeline.scheduler.config)
+    scheduler.set_timesteps(1000)
+    for row, t in enumerate(timesteps):
+        alpha_bar = scheduler.alphas_cumprod[t]
+        expected = alpha_bar.sqrt() * latents[row] + (1 - alpha_bar).sqrt() * noise[row]
+        torch.testing.assert_close(noisy[row], expected)
+        output = diffusion.unet(noisy[[row]], t, states[[row]]).sample
+        clean = scheduler.step(output, t, noisy[[row]]).pred_original_sample[0]
+        believed = (noisy[row] - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
+        torch.testing.assert_close(nll[row], (believed - noise[row]).square().mean(), atol=1e-3, rtol=1e-3)
+
+
+def test_another_prediction_type_is_refused(tmp_path):
+    with pytest.raises(sgm.StoryError, match="'sample'"):
+        sgm.LatentDiffusion(str(make_diffusion(tmp_path / "sample", "sample")), CPU, torch.float32)
+
+
+@torch.no_grad()
+def test_latents_are_the_scaled_mean_and_are_made_once(diffusion):
+    pixels = torch.rand(3, 3, 32, 32) * 2 - 1
+    mean = diffusion.vae.encode(pixels).latent_dist.mean
+    latents = diffusion.encode_pictures(pixels, ["x", "y", "z"])
+    torch.testing.assert_close(latents, 0.7 * mean)
+    assert torch.equal(diffusion.encode_pictures(torch.zeros_like(pixels), ["z", "x", "y"]), latents[[2, 0, 1]])
+    assert diffusion.resolution == 32
+
+
+@torch.no_grad()
+def test_a_long_text_is_read_in_windows(diffusion):
+    short, long = "a fox", "b" * 40  # 4 and 40 tokens; a window holds 18 and two ends
+    states, mask = diffusion.encode_texts([short, long, ""])
+    assert states.shape == (3, 60, 16) and mask.sum(1).tolist() == [20, 60, 20]
+    assert (mask.int().diff(dim=1) <= 0).all()  # the masked windows stand at the end
+    for row, text in enumerate([short, long, ""]):
+        alone, own_mask = diffusion.encode_texts([text])
+        assert own_mask.all()
+        torch.testing.assert_close(states[row][mask[row]], alone[0])
+    reference = diffusion.pipeline.encode_prompt(short, CPU, 1, False)[0]
+    torch.testing.assert_close(states[0, :20], reference[0])
+    assert not torch.allclose(states[1, 20:40], states[1, 40:])  # the last window is not full
+
+
+@torch.no_grad()
+def test_masked_windows_do_not_change_the_shorter_text(diffusion):
+    latents = torch.randn(2, 4, 16, 16)
+    with_long = diffusion.nll(latents, *diffusion.encode_texts(["a fox", "b" * 40]), sgm.seeded(0))
+    alone = diffusion.nll(latents, *diffusion.encode_texts(["a fox", "a fox"]), sgm.seeded(0))
+    torch.testing.assert_close(with_long[0], alone[0])
+    assert not torch.allclose(with_long[1], alone[1], rtol=1e-6, atol=0)
+
+
+def test_timesteps_are_stratified(diffusion):
+    latents = torch.zeros(10, 4, 16, 16)
+    draws = [diffusion.add_noise(latents, sgm.seeded(seed))[1] for seed in range(20)]
+    assert all(sorted((timesteps // 100).tolist()) == list(range(10)) for timesteps in draws)
+    assert len({tuple(timesteps.tolist()) for timesteps in draws}) == 20
+    assert any(timesteps.tolist() != sorted(timesteps.tolist()) for timesteps in draws)
+
+
+def test_a_picture_is_a_function_of_text_and_seed(diffusion, config):
+    first = diffusion.paint("a fox", config, seed=0)
+    assert first.size == (32, 32) and first.mode == "RGB"
+    assert first.tobytes() == diffusion.paint("a fox", config, seed=0).tobytes()
+    assert first.tobytes() != diffusion.paint("a fox", config, seed=1).tobytes()
+    assert first.tobytes() != diffusion.paint("b" * 40, config, seed=0).tobytes()

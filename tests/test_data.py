@@ -1,0 +1,205 @@
+"""Data: what a bad row is called, what a picture becomes, and the order in which stories are read."""
+
+import io
+import json
+from itertools import islice
+
+import pytest
+import story_generative_model as sgm
+import torch
+from PIL import Image
+
+GOOD = {"prompt": "The fox", "story": "The fox sat.", "image_path": "a.png"}
+
+
+def without(key: str) -> dict:
+    return {name: value for name, value in GOOD.items() if name != key}
+
+
+def write_rows(folder, *lines):
+    (folder / "train").mkdir()
+    data = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    (folder / "train" / "stories.jsonl").write_bytes(b"\n".join(data) + b"\n")
+    return str(folder)
+
+
+# Rows
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"{not json", b'"text"', b"[]", b"5", b"null", without("prompt"), without("story"), without("image_path"),
+        GOOD | {"story": "  "}, GOOD | {"story": 7}, GOOD | {"prompt": None}, GOOD | {"image_path": ["a.png"]},
+        GOOD | {"panels": [{"text": "x"}]}, GOOD | {"panels": ["x"]}, GOOD | {"panels": "x"}, GOOD | {"panels": 5},
+        b'{"prompt": "\xff"}',
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, bad):
+    root = write_rows(tmp_path, GOOD, b"", bad)
+    with pytest.raises(sgm.StoryError, match=r"stories\.jsonl:3\b"):
+        sgm.read_rows(root, "train")
+
+
+def test_a_row_without_panels_is_one_panel(tmp_path):
+    (row,) = sgm.read_rows(write_rows(tmp_path, GOOD), "train")
+    assert row.panels == (sgm.Panel("The fox sat.", "a.png"),)
+    assert (row.prompt, row.story, row.factors) == ("The fox", "The fox sat.", {})
+
+
+def test_a_limit_reads_no_further(tmp_path):
+    assert len(sgm.read_rows(write_rows(tmp_path, GOOD, GOOD, b"{"), "train", 2)) == 2
+
+
+def test_no_file_and_no_rows_say_what_to_do(tmp_path):
+    with pytest.raises(sgm.StoryError, match=r"download_data\.py"):
+        sgm.read_rows(str(tmp_path), "train")
+    with pytest.raises(sgm.StoryError, match="no stories"):
+        sgm.read_rows(write_rows(tmp_path, b""), "train")
+
+
+# Pictures
+
+
+def picture_file(tmp_path, mode: str, kind: str, **options):
+    """Left half red, right half blue."""
+    image = Image.new("RGB", (60, 40), (255, 0, 0))
+    image.paste((0, 0, 255), (30, 0, 60, 40))
+    path = tmp_path / f"picture.{kind.lower()}"
+    image.convert(mode).save(path, kind, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    "mode, kind", [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("P", "PNG"), ("RGBA", "PNG"),
+                   ("LA", "PNG"), ("1", "PNG"), ("RGB", "WEBP")],
+)  # fmt: skip
+def test_every_kind_of_picture_becomes_the_centre_square(tmp_path, mode, kind):
+    pixels = sgm.load_picture(picture_file(tmp_path, mode, kind), 16, "row")
+    assert pixels.shape == (3, 16, 16) and pixels.dtype == torch.float32
+    assert -1 <= pixels.min() and pixels.max() <= 1
+    if mode in ("RGB", "RGBA", "P", "CMYK"):
+        red, _, blue = pixels[:, 8]
+        assert red[:6].min() > 0.8 and red[10:].max() < -0.8
+        assert blue[:6].max() < -0.8 and blue[10:].min() > 0.8
+
+
+def test_black_and_white_reach_both_ends_of_the_range(tmp_path):
+    for colour, value in ((0, -1.0), (255, 1.0)):
+        Image.new("RGB", (20, 20), (colour,) * 3).save(tmp_path / "x.png")
+        assert torch.equal(sgm.load_picture(tmp_path / "x.png", 8, "row"), torch.full((3, 8, 8), value))
+
+
+def test_a_camera_s_rotation_is_undone(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    pixels = sgm.load_picture(picture_file(tmp_path, "RGB", "JPEG", exif=exif), 16, "row")
+    assert pixels[2, 8, :6].min() > 0.8  # blue has come to the left
+
+
+def damaged_pictures():
+    image = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(image, "JPEG")
+    png = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(png, "PNG")
+    broken = bytearray(png.getvalue())
+    broken[len(broken) // 2] ^= 255
+    chunk = bytearray(png.getvalue())
+    chunk[37] = 1  # the name of the pixels' chunk
+    gif = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(gif, "GIF")
+    return {
+        "truncated jpeg": image.getvalue()[:-300], "truncated png": png.getvalue()[:-300], "broken png": bytes(broken),
+        "broken chunk": bytes(chunk), "html": b"<html>404</html>", "empty": b"", "gif": gif.getvalue(),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", damaged_pictures())
+def test_a_damaged_picture_is_named_with_its_row(tmp_path, name):
+    (tmp_path / "x.jpg").write_bytes(damaged_pictures()[name])
+    with pytest.raises(sgm.StoryError, match=r"stories\.jsonl:7.*x\.jpg"):
+        sgm.load_picture(tmp_path / "x.jpg", 16, "stories.jsonl:7")
+
+
+def test_a_missing_picture_is_named_with_its_row(tmp_path):
+    with pytest.raises(sgm.StoryError, match=r"stories\.jsonl:7.*gone\.png"):
+        sgm.load_picture(tmp_path / "gone.png", 16, "stories.jsonl:7")
+
+
+# Items and batches
+
+
+@pytest.fixture(scope="module")
+def dataset(data_folder, lm):
+    rows = sgm.read_rows(str(data_folder), "train")
+    return sgm.StoryDataset(rows, data_folder / "train", lm.tokenizer, max_tokens=40, resolution=16, seed=3)
+
+
+def test_the_panel_is_a_function_of_seed_epoch_and_index(dataset):
+    chosen = [[dataset[epoch, index, True]["picture"] for index in range(24)] for epoch in range(3)]
+    assert chosen == [[dataset[epoch, index, True]["picture"] for index in range(24)] for epoch in range(3)]
+    assert chosen[0] != chosen[1] != chosen[2]
+    for index in range(24):
+        item = dataset[0, index, True]
+        panel = next(panel for panel in dataset.rows[index].panels if panel.image_path == item["picture"])
+        assert item["text"] == panel.text
+        assert torch.equal(item["pixels"], sgm.load_picture(dataset.folder / panel.image_path, 16, ""))
+
+
+def test_a_story_beyond_the_context_is_cut_and_marked(dataset):
+    long, short = dataset[0, 1, False], dataset[0, 0, False]
+    whole = dataset.tokenizer(dataset.rows[1].story)["input_ids"]
+    assert long["cut"] and long["tokens"] == whole[:40] and len(whole) > 40
+    assert not short["cut"] and "pixels" not in short
+
+
+def test_collate_masks_padding_alone(dataset):
+    items = [dataset[0, index, index < 2] for index in range(4)]
+    batch = sgm.collate(items)
+    for row, item in enumerate(items):
+        length = len(item["tokens"])
+        assert batch["tokens"][row, :length].tolist() == item["tokens"]
+        assert batch["mask"][row].tolist() == [True] * length + [False] * (batch["mask"].shape[1] - length)
+    assert batch["mask"].dtype == torch.bool and batch["mask"].shape[1] == max(len(item["tokens"]) for item in items)
+    assert batch["cut"].tolist() == [False, True, False, False]
+    assert batch["pixels"].shape == (2, 3, 16, 16) and len(batch["texts"]) == len(batch["pictures"]) == 2
+
+
+# The order of the stream
+
+
+def read(batches: sgm.StoryBatches, count: int) -> list:
+    return list(islice(batches, count))
+
+
+def test_every_epoch_reads_each_story_once_in_an_order_of_its_own():
+    keys = sum(read(sgm.StoryBatches(size=10, batch=4, pictures=2, seed=0), 10), [])
+    epochs = [[index for epoch, index, _ in keys if epoch == number] for number in range(4)]
+    assert all(sorted(order) == list(range(10)) for order in epochs)
+    assert len(set(map(tuple, epochs))) == 4
+    assert [with_picture for _, _, with_picture in keys] == [True, True, False, False] * 10
+    assert keys != sum(read(sgm.StoryBatches(10, 4, 2, seed=1), 10), [])
+
+
+@pytest.mark.parametrize("taken", [1, 3, 7])
+def test_the_stream_goes_on_from_a_position(taken):
+    whole = read(sgm.StoryBatches(10, 4, 4, seed=5), 12)
+    assert read(sgm.StoryBatches(10, 4, 4, seed=5, position=4 * taken), 12 - taken) == whole[taken:]
+
+
+def test_two_ranks_read_one_stream_between_them():
+    whole = read(sgm.StoryBatches(10, 4, 4, seed=5, position=8), 12)
+    first, second = (read(sgm.StoryBatches(10, 4, 4, 5, 8, rank, ranks=2), 6) for rank in (0, 1))
+    assert [keys for pair in zip(first, second) for keys in pair] == whole
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    keys = read(sgm.StoryBatches(size=3, batch=7, pictures=7, seed=0), 1)[0]
+    assert sorted(index for epoch, index, _ in keys if epoch < 2) == [0, 0, 1, 1, 2, 2] and keys[6][0] == 2
+
+
+def test_seeded_draws_depend_on_every_number_and_on_nothing_else():
+    draws = {numbers: torch.rand((), generator=sgm.seeded(*numbers)).item() for numbers in [(0, 1), (1, 0), (0, 1, 0)]}
+    assert len(set(draws.values())) == 3
+    torch.manual_seed(9)
+    assert draws[0, 1] == torch.rand((), generator=sgm.seeded(0, 1)).item()

@@ -1,0 +1,177 @@
+"""Storyboard encoder: chunks, votes, padding, and the gradient that goes straight through."""
+
+from fractions import Fraction
+from math import floor
+
+import pytest
+import story_generative_model as sgm
+import torch
+from conftest import make_stories
+
+
+def members_by_loop(n: int, length: int) -> list[list[bool]]:
+    """Slot j covers tokens floor(j n / 8) to floor((j + 1) n / 8), one at the least."""
+    rows = []
+    for slot in range(8):
+        first, last = floor(Fraction(slot * n, 8)), floor(Fraction((slot + 1) * n, 8))
+        rows.append([first <= place < max(last, first + 1) for place in range(length)])
+    return rows
+
+
+def test_chunks_follow_the_definition_for_every_length():
+    length = 40
+    mask = torch.arange(length) < torch.arange(1, length + 1)[:, None]  # (40, 40): one story of each length
+    members = sgm.chunk_members(mask)
+    for n in range(1, length + 1):
+        assert members[n - 1].tolist() == members_by_loop(n, length), n
+    assert members.any(-1).all()  # no slot is empty, also below 8 tokens
+    assert not (members & ~mask[:, None]).any()
+    cover = members.sum(1)
+    assert torch.equal(cover > 0, mask) and (cover[7:] <= 1).all()  # from 8 tokens on, each token has one slot
+
+
+def vote(codes: list[int], num_codes: int = 8):
+    """The votes of one story whose slots all see all its tokens."""
+    members = torch.ones(1, 8, len(codes), dtype=torch.bool)
+    winners, share = sgm.majority_vote(torch.tensor([codes]), members, num_codes)
+    return winners[0, 0].item(), share[0, 0].item()
+
+
+def test_the_majority_wins_and_a_tie_goes_to_the_smaller_code():
+    assert vote([7, 3, 7]) == (7, pytest.approx(2 / 3))
+    assert vote([7, 3, 3, 7, 5]) == (3, pytest.approx(2 / 5))
+    assert vote([6, 1]) == (1, 0.5)
+    assert vote([0]) == (0, 1.0)
+
+
+def test_padding_never_votes():
+    mask = torch.arange(30) < torch.tensor([[9], [30]])
+    members = sgm.chunk_members(mask)
+    nearest = torch.randint(8, (2, 30), generator=torch.Generator().manual_seed(0))
+    codes, share = sgm.majority_vote(nearest, members, 8)
+    poisoned = nearest.masked_fill(~mask, 5)
+    again, share_again = sgm.majority_vote(poisoned, members, 8)
+    assert torch.equal(codes, again) and torch.equal(share, share_again)
+    alone = sgm.majority_vote(nearest[:1, :9], sgm.chunk_members(mask[:1, :9]), 8)
+    assert torch.equal(codes[:1], alone[0])
+
+
+# Batch normalisation
+
+
+def test_normalisation_is_over_the_rows_that_count_alone():
+    norm = sgm.MaskedBatchNorm(4).train()
+    mask = torch.arange(10) < torch.tensor([[4], [10], [7]])
+    x = 3 + 2 * torch.randn(3, 10, 4)
+    y = norm(x.masked_fill(~mask[..., None], 1e4), mask)[mask]
+    torch.testing.assert_close(y.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(y.var(0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
+    reference = torch.nn.BatchNorm1d(4, affine=False)
+    torch.testing.assert_close(y, reference(x[mask]), atol=1e-4, rtol=1e-4)
+
+
+def test_running_statistics_serve_in_eval_mode_and_ignore_what_is_not_finite():
+    norm, mask = sgm.MaskedBatchNorm(4, momentum=0.5).train(), torch.ones(8, 50, dtype=torch.bool)
+    x = 3 + 2 * torch.randn(8, 50, 4, generator=torch.Generator().manual_seed(0))
+    for _ in range(20):
+        norm(x, mask)
+    torch.testing.assert_close(norm.mean, x.mean((0, 1)), atol=1e-3, rtol=1e-3)
+    before = norm.mean.clone(), norm.var.clone()
+    norm(x.clone().fill_(float("nan")), mask)
+    assert torch.equal(before[0], norm.mean) and torch.equal(before[1], norm.var)
+    torch.testing.assert_close(norm.eval()(x, mask), norm.train()(x, mask), atol=1e-2, rtol=1e-2)
+
+
+# The whole encoder
+
+
+def test_a_padded_story_has_the_storyboard_it_has_alone(model):
+    stories = ["The fox.", *make_stories(5, seed=3), "a " * 50]
+    tokens, mask, _ = model.tokenize(stories)
+    together = model.encode(tokens, mask)
+    assert len(together.codes.unique()) > 1
+    for number, story in enumerate(stories):
+        alone = model.encode(*model.tokenize([story])[:2])
+        assert torch.equal(alone.codes[0], together.codes[number])
+        torch.testing.assert_close(alone.vectors[0], together.vectors[number], atol=1e-5, rtol=0)
+        torch.testing.assert_close(alone.share[0], together.share[number])
+
+
+def test_padding_never_enters_the_codebook(model):
+    tokens, mask, _ = model.tokenize(["The fox.", *make_stories(3, seed=3)])
+    seen = []
+    model.encoder.quantizer.update = seen.append
+    model.encode(tokens, mask, learn=True)
+    del model.encoder.quantizer.update
+    assert len(seen[0]) == mask.sum() < mask.numel() and not seen[0].requires_grad
+    embeds = model.lm.embed(tokens)
+    clean = model.encode(tokens, mask)
+    dirty = model.encoder(embeds.masked_fill(~mask[..., None], 50.0), mask)
+    assert torch.equal(clean.codes, dirty.codes)
+    torch.testing.assert_close(clean.commitment, dirty.commitment)
+
+
+def test_the_codebook_learns_only_when_asked(model):
+    tokens, mask, _ = model.tokenize(make_stories(4))
+    before = model.encoder.quantizer.codebook.clone()
+    model.encode(tokens, mask)
+    assert torch.equal(before, model.encoder.quantizer.codebook)
+    model.encode(tokens, mask, learn=True)
+    assert not torch.equal(before, model.encoder.quantizer.codebook)
+
+
+def test_before_the_start_the_vectors_are_the_chunks_means(config, lm):
+    encoder = sgm.StoryboardEncoder(config, lm.width, 55)
+    mask = torch.arange(20) < torch.tensor([[5], [20]])
+    members, outputs = sgm.chunk_members(mask), torch.randn(2, 20, 4)
+    board = encoder.quantize(outputs, mask, members, learn=False)
+    for story in range(2):
+        for slot in range(8):
+            torch.testing.assert_close(board.vectors[story, slot], outputs[story, members[story, slot]].mean(0))
+    assert board.commitment == 0
+
+
+@pytest.fixture()
+def quantized(config, lm):
+    """Outputs of stories of 5, 20 and 33 tokens, their storyboard, and what it was made with."""
+    generator = torch.Generator().manual_seed(0)
+    encoder = sgm.StoryboardEncoder(config, lm.width, 55)
+    encoder.quantizer.codebook.normal_(generator=generator)
+    encoder.quantizer.updates.fill_(1)
+    mask = torch.arange(33) < torch.tensor([[5], [20], [33]])
+    outputs = torch.randn(3, 33, 4, generator=generator).requires_grad_()
+    members = sgm.chunk_members(mask)
+    return encoder.quantizer, outputs, mask, members, encoder.quantize(outputs, mask, members, learn=False)
+
+
+def test_forward_is_exactly_the_winning_code_s_vector(quantized):
+    quantizer, _, _, _, board = quantized
+    assert torch.equal(board.vectors, quantizer.codebook[board.codes])
+
+
+def test_backward_goes_straight_to_the_mean_of_the_winning_voters(quantized):
+    quantizer, outputs, _, members, board = quantized
+    upstream = torch.randn(board.vectors.shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad(board.vectors, outputs, upstream)
+    nearest = torch.cdist(outputs, quantizer.codebook).argmin(-1)
+    expected = torch.zeros_like(outputs)
+    for story in range(3):
+        for slot in range(8):
+            places = members[story, slot].nonzero().flatten().tolist()
+            votes = [nearest[story, place].item() for place in places]
+            winner = min(set(votes), key=lambda code: (-votes.count(code), code))
+            voters = [place for place, code in zip(places, votes) if code == winner]
+            assert board.codes[story, slot] == winner
+            assert board.share[story, slot] == pytest.approx(len(voters) / len(places))
+            for place in voters:
+                expected[story, place] += upstream[story, slot] / len(voters)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_commitment_pulls_each_token_to_its_own_code(quantized):
+    quantizer, outputs, mask, _, board = quantized
+    nearest = torch.cdist(outputs, quantizer.codebook).argmin(-1)
+    errors = [(outputs[place] - quantizer.codebook[nearest[place]]).square().mean() for place in zip(*torch.where(mask))]
+    torch.testing.assert_close(board.commitment, torch.stack(errors).mean())
+    (gradient,) = torch.autograd.grad(board.commitment, outputs)
+    assert (gradient[mask] != 0).any(-1).all() and (gradient[~mask] == 0).all()

@@ -1,0 +1,150 @@
+"""Objective: what moves, what stays, what each loss is, and that the storyboard is listened to."""
+
+import dataclasses
+
+import pytest
+import story_generative_model as sgm
+import torch
+import torch.nn.functional as F
+from conftest import make_stories
+
+
+def frozen_tensors(model) -> dict[str, torch.Tensor]:
+    modules = dict(lm=model.lm.model, vae=model.diffusion.vae, unet=model.diffusion.unet, text=model.diffusion.text_encoder)
+    return {f"{name}.{key}": t.clone() for name, part in modules.items() for key, t in part.state_dict().items()}
+
+
+def trained_tensors(model) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def take_steps(model, batch, count: int, **changes):
+    optimizer = sgm.make_optimizer(model, dataclasses.replace(model.config, **changes))
+    model.train()
+    for step in range(count):
+        optimizer.zero_grad()
+        model(batch, sgm.seeded(step)).total.backward()
+        optimizer.step()
+
+
+def test_every_trained_tensor_moves_and_every_frozen_one_is_bit_equal(model, batch):
+    """Two steps, without weight decay, since the prior's output layer starts at zero and moves first."""
+    trained, frozen = trained_tensors(model), frozen_tensors(model)
+    take_steps(model, batch, 2, adam_weight_decay=0.0)
+    still = [name for name, before in trained.items() if torch.equal(before, dict(model.named_parameters())[name])]
+    assert not still
+    assert all(torch.equal(before, frozen_tensors(model)[name]) for name, before in frozen.items())
+
+
+def test_before_the_codebook_starts_the_prior_and_the_codebook_wait(config, lm, diffusion, batch):
+    model = sgm.StoryModel(config, lm, diffusion).train()
+    losses = model(batch, sgm.seeded(0))
+    losses.total.backward()
+    assert not model.encoder.quantizer.codebook.any() and not model.encoder.quantizer.updates
+    assert not any(parameter.grad is not None and parameter.grad.any() for parameter in model.prior.parameters())
+    assert losses.commitment == 0 and model.encoder.to_code.weight.grad.any()
+
+
+def test_started_the_codebook_steps_once_a_batch_in_train_mode_alone(model, batch):
+    before = int(model.encoder.quantizer.updates)
+    model(batch, sgm.seeded(0))
+    assert int(model.encoder.quantizer.updates) == before
+    model.train()(batch, sgm.seeded(0))
+    assert int(model.encoder.quantizer.updates) == before + 1
+
+
+@torch.no_grad()
+def test_the_losses_have_their_stated_units(model, batch):
+    losses = model(batch, sgm.seeded(0))
+    tokens, mask, cut = batch["tokens"], batch["mask"], batch["cut"]
+    board = model.encode(tokens, mask)
+    soft = model.soft_prompt(board.vectors)
+    text = [model.lm.nll(soft[[i]], tokens[[i]], mask[[i]], cut[[i]]) for i in range(4)]
+    torch.testing.assert_close(losses.text_nll, torch.cat(text).mean())
+    log_probs = model.prior(board.codes).log_softmax(-1).gather(-1, board.codes[..., None])
+    torch.testing.assert_close(losses.latent_nll, -log_probs.sum() / 4)
+    constant = model.lm.nll(model.soft_prompt.constant[None], tokens[:1], mask[:1], cut[:1])
+    torch.testing.assert_close(losses.constant_nll, constant[0])
+    latents = model.diffusion.encode_pictures(batch["pixels"], batch["pictures"])
+    errors = model.diffusion.nll(latents, *model.diffusion.encode_texts(batch["texts"]), sgm.seeded(0))
+    torch.testing.assert_close(losses.diffusion_nll, errors.mean())
+    torch.testing.assert_close(losses.vote_share, board.share.mean())
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (2.0, 0.0, 0.0), (0.0, 3.0, 0.0), (0.0, 0.0, 4.0)])
+@torch.no_grad()
+def test_the_total_is_the_weighted_sum_per_token(model, batch, weights):
+    beta, commitment, diffusion = weights
+    model.config = dataclasses.replace(
+        model.config, beta_kl=beta, commitment_weight=commitment, diffusion_weight=diffusion
+    )
+    losses = model(batch, sgm.seeded(0))
+    bound = losses.text_nll + losses.constant_nll + beta * losses.latent_nll
+    expected = bound / (batch["mask"].sum() / 4) + commitment * losses.commitment + diffusion * losses.diffusion_nll
+    torch.testing.assert_close(losses.total, expected)
+
+
+def test_the_diffusion_term_is_a_monitor_and_may_be_absent(model, batch):
+    losses = model(batch, sgm.seeded(0))
+    assert losses.diffusion_nll > 0 and not losses.diffusion_nll.requires_grad
+    assert model(batch | dict(pixels=None, pictures=[], texts=[]), sgm.seeded(0)).diffusion_nll == 0
+
+
+@torch.no_grad()
+def test_padding_changes_no_loss(model, batch):
+    wider = dict(batch, tokens=F.pad(batch["tokens"][:1], (0, 9), value=7), mask=F.pad(batch["mask"][:1], (0, 9)))
+    wider |= dict(cut=batch["cut"][:1], pixels=batch["pixels"][:1], pictures=batch["pictures"][:1], texts=["a"])
+    narrow = dict(wider, tokens=batch["tokens"][:1], mask=batch["mask"][:1])
+    torch.testing.assert_close(model(wider, sgm.seeded(0)), model(narrow, sgm.seeded(0)))
+
+
+# The soft prompt and the storyboard
+
+
+@pytest.mark.parametrize("per_slot", [1, 2])
+@torch.no_grad()
+def test_a_code_changes_the_soft_tokens_of_its_slot_alone(make_config, lm, diffusion, per_slot):
+    model = sgm.StoryModel(make_config(soft_tokens_per_slot=per_slot), lm, diffusion)
+    model.encoder.quantizer.codebook.normal_()
+    codes = torch.zeros(8, 8, dtype=torch.int64)
+    changed = codes + torch.eye(8, dtype=torch.int64)  # row j changes slot j
+    moved = (model.soft(codes) != model.soft(changed)).any(-1)  # (8, P)
+    assert torch.equal(moved, torch.eye(8, dtype=torch.bool).repeat_interleave(per_slot, 1))
+    tokens = model.soft(codes)[0, ::per_slot]
+    assert len(tokens.unique(dim=0)) == 8  # the map knows the slot
+
+
+@torch.no_grad()
+def test_soft_tokens_have_the_scale_of_the_model_s_own_rows(model):
+    soft = model.soft(torch.randint(8, (4, 8)))
+    assert soft.std().item() == pytest.approx(model.lm.embed.weight.std().item(), rel=0.1)
+    rows = {tuple(row.tolist()) for row in model.lm.embed.weight}
+    assert all(tuple(row.tolist()) in rows for row in model.soft_prompt.constant)
+
+
+@torch.no_grad()
+def test_a_code_can_change_the_story_that_the_same_seed_writes(model):
+    model.soft_prompt.scale *= 10  # an untrained language model hardly listens
+    codes = torch.zeros(8, 8, dtype=torch.int64)
+    codes[:, 3] = torch.arange(8)
+    stories = {model.lm.write(model.soft(row[None]), "The fox", model.config, seed=0) for row in codes}
+    assert len(stories) > 1
+    again = {model.lm.write(model.soft(codes[:1]), "The fox", model.config, seed=0) for _ in range(2)}
+    assert len(again) == 1
+
+
+def test_the_text_loss_teaches_the_encoder(model, batch):
+    model.train()
+    take_steps(model, batch, 1)
+    model.zero_grad()
+    model(batch, sgm.seeded(0)).text_nll.backward()
+    encoder = {name for name, p in model.encoder.named_parameters() if p.grad is not None and p.grad.any()}
+    assert encoder == {name for name, _ in model.encoder.named_parameters()}
+    assert not any(p.grad is not None and p.grad.any() for p in model.prior.parameters())
+
+
+def test_a_story_that_does_not_fit_is_cut_and_an_empty_one_refused(model):
+    tokens, mask, cut = model.tokenize([*make_stories(1), "fox " * 100])
+    assert model.max_tokens == 64 - 8 - 1 == tokens.shape[1] == mask[1].sum() and cut.tolist() == [False, True]
+    with pytest.raises(sgm.StoryError):
+        model.tokenize(["A fox.", ""])
