@@ -721,8 +721,8 @@ def loading(name: str, flag_name: str):
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StoryError(
-            f"--{flag_name} {name} cannot be loaded ({reason}): give a hub id or a local folder, set HF_ENDPOINT or fill "
-            "the cache if the hub cannot be reached, or use --preset storyworld, which needs no network"
+            f"--{flag_name} {name} cannot be loaded ({reason}): give a hub id or a local folder, set HF_ENDPOINT or "
+            "fill the cache if the hub cannot be reached, or use --preset storyworld, which needs no network"
         ) from error
 
 
@@ -1042,7 +1042,8 @@ class StoryModel(nn.Module):
         picks = torch.randperm(len(rows), generator=seeded(self.config.seed))[:count].tolist()
         vectors = []
         for start in range(0, count, self.config.eval_batch_size):
-            tokens, mask, _ = self.tokenize([rows[pick].story for pick in picks[start : start + self.config.eval_batch_size]])
+            chosen = picks[start : start + self.config.eval_batch_size]
+            tokens, mask, _ = self.tokenize([rows[pick].story for pick in chosen])
             vectors.append(self.encode(tokens, mask).vectors.flatten(0, 1))  # (B * S, D)
         self.encoder.quantizer.start(torch.cat(vectors))
 
@@ -1382,7 +1383,8 @@ def evaluate(config: Config, checkpoint: dict) -> dict:
 # ------------------------------------------------------------------------------------------------------------------
 # 11. Training
 # In: data and a configuration. Out: checkpoints and TensorBoard in --output_dir. accelerate runs it on the devices at
-# hand. The loop is one paragraph: batch, forward, backward, clip, step, log; once in a while validate and save.
+# hand. The loop, Trainer.fit, is one paragraph: batch, forward, backward, clip, step; then what is due: log, validate,
+# save, stop. Steps are optimizer steps.
 # ------------------------------------------------------------------------------------------------------------------
 
 
@@ -1394,6 +1396,7 @@ def precision_for(config: Config, device_type: str) -> str:
 
 
 def make_optimizer(model: StoryModel, config: Config) -> torch.optim.Optimizer:
+    """AdamW on all that is trained; a soft prompt wants a larger learning rate than a network."""
     soft = list(model.soft_prompt.parameters())
     rest = list(model.encoder.parameters()) + list(model.prior.parameters())
     groups = [dict(params=rest), dict(params=soft, lr=config.learning_rate * config.soft_prompt_lr_scale)]
@@ -1409,6 +1412,13 @@ def prepare_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise StoryError(f"--output_dir {folder} cannot be written: {error}") from error
+
+
+def check_finite(losses: Losses, step: int, rows: list[str]) -> None:
+    if not torch.isfinite(losses.total):
+        terms = ", ".join(f"{name} {float(value):.4g}" for name, value in losses._asdict().items())
+        where = ", ".join(rows)
+        raise StoryError(f"step {step}: the loss is not finite ({terms}); stopped before the update; rows {where}")
 
 
 class StopSignal:
@@ -1431,230 +1441,223 @@ def ignore_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def banner(config: Config, model: StoryModel, accelerator, rows: int, step: int) -> None:
-    trained = sum(p.numel() for p in model.parameters())
-    frozen = [model.lm.model, model.diffusion.vae, model.diffusion.unet, model.diffusion.text_encoder]
-    frozen = sum(p.numel() for module in frozen for p in module.parameters())
-    batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-    say("***** Running training *****")
-    say(f"  device {accelerator.device}, precision {accelerator.mixed_precision}, {versions()}")
-    say(f"  trained parameters {trained:,}, frozen {frozen:,} ({config.lm_model}, {config.diffusion_model})")
-    say(f"  {rows} stories; {config.train_batch_size} a batch x {config.gradient_accumulation_steps} accumulated x "
-        f"{accelerator.num_processes} processes = {batch} a step; seed {config.seed}")  # fmt: skip
-    say(f"  steps {step} to {config.max_train_steps}; TensorBoard: tensorboard --logdir {config.output_dir}")
-    say("  the diffusion NLL is a monitor: with the text as its only condition it has no gradient to the storyboard")
+class Trainer:
+    """A run: the model, and everything that has to be saved with it to go on."""
+
+    def __init__(self, config: Config):
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from diffusers.optimization import get_scheduler
+
+        self.config, self.folder = config, Path(config.output_dir)
+        self.rows = read_rows(config.data_root, "train", config.max_train_samples)
+        self.held_out = read_rows(config.data_root, "val", config.max_val_samples)
+        device, dtype = pick_device()
+        self.accelerator = Accelerator(
+            mixed_precision=precision_for(config, device.type),
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # the prior idles in warm-up
+        )
+        device = self.accelerator.device
+        torch.manual_seed(config.seed)  # the weights at the start
+        lm = LanguageModel(config.lm_model, device, dtype, config.gradient_checkpointing)
+        self.model = StoryModel(config, lm, LatentDiffusion(config.diffusion_model, device, dtype))
+        optimizer = make_optimizer(self.model, config)
+        lengths = dict(num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps)
+        self.schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
+        # neither the schedule, which would run as many times too fast as there are processes, nor anything frozen
+        self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.step, self.micro_step, self.grad_norm = 0, 0, 0.0
+        self.resume()
+        self.writer = None
+        if self.accelerator.is_main_process:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)
+            self.banner()
+
+    @property
+    def stories_per_step(self) -> int:
+        config = self.config
+        return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def banner(self) -> None:
+        config, model = self.config, self.model
+        frozen = [model.lm.model, model.diffusion.vae, model.diffusion.unet, model.diffusion.text_encoder]
+        count = [sum(p.numel() for module in modules for p in module.parameters()) for modules in ([model], frozen)]
+        say("***** Running training *****")
+        say(f"  device {self.accelerator.device}, precision {self.accelerator.mixed_precision}, {versions()}")
+        say(f"  parameters: {count[0]:,} trained, {count[1]:,} frozen ({config.lm_model}, {config.diffusion_model})")
+        batch = f"{config.train_batch_size} x {config.gradient_accumulation_steps} accumulated"
+        batch += f" x {self.accelerator.num_processes} processes = {self.stories_per_step}"
+        say(f"  {len(self.rows)} stories; batch {batch} stories a step")
+        say(f"  steps {self.step} to {config.max_train_steps}, seed {config.seed}")
+        say(f"  losses: tensorboard --logdir {config.output_dir}")
+        say("  the diffusion NLL is a monitor: with the text as its only condition it cannot train the storyboard")
+        settings = json.dumps(dataclasses.asdict(config), indent=2)
+        self.writer.add_text("config", f"```json\n{settings}\n```", self.step)
+
+    def loader(self) -> DataLoader:
+        """Batches from the place in the stream that this step has come to, without end."""
+        config, accelerator = self.config, self.accelerator
+        pictures = config.diffusion_stories or config.train_batch_size
+        ranks = dict(rank=accelerator.process_index, ranks=accelerator.num_processes)
+        position = self.step * self.stories_per_step
+        batches = StoryBatches(len(self.rows), config.train_batch_size, pictures, config.seed, position, **ranks)
+        lm, diffusion, folder = self.model.lm, self.model.diffusion, Path(config.data_root) / "train"
+        sizes = (self.model.max_tokens, diffusion.resolution)
+        return DataLoader(
+            StoryDataset(self.rows, folder, lm.tokenizer, *sizes, config.seed),
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=config.dataloader_num_workers,
+            worker_init_fn=ignore_signals,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+
+    def fit(self) -> StoryModel:
+        config, accelerator, parameters = self.config, self.accelerator, list(self.model.parameters())
+        stop, self.clock = StopSignal(), (self.step, time.monotonic())
+        progress = tqdm(
+            total=config.max_train_steps, initial=self.step, disable=not (self.writer and sys.stderr.isatty())
+        )
+        self.prepared.train()
+        for batch in self.loader() if self.step < config.max_train_steps else ():
+            if self.step >= config.quantizer_warmup_steps and not self.model.encoder.quantizer.updates:
+                self.model.start_codebook(self.rows)
+            with accelerator.accumulate(self.prepared):
+                losses = self.prepared(batch, self.noise())
+                check_finite(losses, self.step + 1, [self.rows[index].where for index in batch["index"]])
+                accelerator.backward(losses.total)
+                if accelerator.sync_gradients:
+                    self.grad_norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self.micro_step += 1
+            if not accelerator.sync_gradients:
+                continue
+            if not accelerator.optimizer_step_was_skipped:
+                self.schedule.step()
+            self.step += 1
+            progress.update()
+
+            done = self.step == config.max_train_steps
+            if done or self.step % config.logging_steps == 0:
+                self.log(losses, progress)
+            if done or self.step % config.validation_steps == 0:
+                self.validate()
+            if done or self.step % config.checkpointing_steps == 0 or stop.number:
+                self.save()
+            if stop.number:
+                name = signal.Signals(stop.number).name
+                again = "go on with --resume_from_checkpoint latest"
+                raise StoryError(f"stopped by {name} after step {self.step}; {again}", 128 + stop.number)
+            if done:
+                break
+        progress.close()
+        if self.writer:
+            self.writer.close()
+        return self.model.eval()
+
+    def noise(self) -> torch.Generator:
+        """A function of the step, so that a resumed run draws what an unbroken one would have drawn."""
+        micro_step = self.micro_step % self.config.gradient_accumulation_steps
+        return seeded(self.config.seed, self.step, micro_step, self.accelerator.process_index)
+
+    def log(self, losses: Losses, progress) -> None:
+        stacked = torch.stack([value.detach().float() for value in losses])
+        means = Losses(*self.accelerator.reduce(stacked, "mean").tolist())
+        if not self.writer:
+            return
+        (step, started), now = self.clock, time.monotonic()
+        used, spread = self.model.encoder.quantizer.usage()
+        points = {
+            "elbo/text_nll": means.text_nll,
+            "elbo/latent_nll": means.latent_nll,
+            "elbo/commitment": means.commitment,
+            "elbo/diffusion_nll": means.diffusion_nll,
+            "elbo/loss": means.total,
+            "storyboard/constant_minus_true": means.constant_nll - means.text_nll,
+            "storyboard/codes_used": used,
+            "storyboard/perplexity": spread,
+            "storyboard/vote_share": means.vote_share,
+            "optim/learning_rate": self.schedule.get_last_lr()[0],
+            "optim/grad_norm": self.grad_norm,
+            "speed/stories_per_second": (self.step - step) * self.stories_per_step / (now - started),
+        }
+        for name, value in points.items():
+            self.writer.add_scalar(name, value, self.step)
+        self.writer.flush()
+        progress.set_postfix(text_nll=f"{means.text_nll:.1f}", latent_nll=f"{means.latent_nll:.1f}")
+        self.clock = (self.step, now)
+
+    def validate(self) -> None:
+        """Held-out text NLL with the true, another's and the constant storyboard; a sample story and its picture."""
+        started = time.monotonic()
+        if self.writer:
+            self.model.eval()
+            text = measure_text(self.model, [row.story for row in self.held_out], self.config)
+            points = {f"valid/text_nll_{kind}": float(values.mean()) for kind, values in text.text_nll.items()}
+            points["valid/latent_nll"] = float(text.latent_nll.mean())
+            points["valid/vote_share"] = float(text.vote_share.mean())
+            points["valid/codes_used"] = float(len(np.unique(text.codes)))
+            points["valid/perplexity"] = code_perplexity(text.codes, self.config.num_codes)
+            for name, value in points.items():
+                self.writer.add_scalar(name, value, self.step)
+            sample = illustrate(self.model, self.config, self.config.validation_prompt or self.held_out[0].prompt)
+            storyboard = " ".join(map(str, sample.storyboard))
+            self.writer.add_text("sample/story", f"storyboard {storyboard}\n\n{sample.story}", self.step)
+            self.writer.add_image("sample/picture", np.asarray(sample.image), self.step, dataformats="HWC")
+            self.writer.flush()
+            figures = ", ".join(f"{name.removeprefix('valid/')} {value:.2f}" for name, value in points.items())
+            say(f"step {self.step}: {figures}")
+        self.prepared.train()
+        self.clock = (self.clock[0], self.clock[1] + time.monotonic() - started)  # not the speed of training
+
+    def save(self) -> None:
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        model, path = self.model, self.folder / f"ckpt_{self.step}.pt"
+        save_checkpoint(
+            path,
+            dict(
+                config=dataclasses.asdict(self.config),
+                step=self.step,
+                model=model.state_dict(),
+                backbones=dict(lm_revision=model.lm.revision, diffusion_revision=model.diffusion.revision),
+                optimizer=self.optimizer.state_dict(),
+                lr_scheduler=self.schedule.state_dict(),
+                scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
+            ),
+        )
+        rotate_checkpoints(self.folder, self.config.checkpoints_total_limit)
+        say(f"step {self.step}: saved {path}")
+
+    def resume(self) -> None:
+        """Puts everything back to where --resume_from_checkpoint was; the place in the data follows from its step."""
+        wanted, found = self.config.resume_from_checkpoint, list_checkpoints(self.folder)
+        if wanted == "latest" and not found:
+            say(f"--resume_from_checkpoint latest: no ckpt_STEP.pt in {self.folder}, starting from step 0")
+        if not wanted or (wanted == "latest" and not found):
+            return
+        checkpoint = load_checkpoint(found[-1] if wanted == "latest" else wanted, CHECKPOINT_KEYS + RESUME_KEYS)
+        try:
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise StoryError(f"{checkpoint['path']} was made with another configuration: {reason}", 2) from error
+        self.schedule.load_state_dict(checkpoint["lr_scheduler"])
+        if self.accelerator.scaler and checkpoint["scaler"]:
+            self.accelerator.scaler.load_state_dict(checkpoint["scaler"])
+        self.step = checkpoint["step"]
+        say(f"resumed from {checkpoint['path']}")
 
 
 def train(config: Config) -> StoryModel:
-    """Trains and returns the model; on a signal raises StoryError with exit code 128 + its number, after saving."""
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-    from diffusers.optimization import get_scheduler
-    from torch.utils.tensorboard import SummaryWriter
-
-    folder = Path(config.output_dir)
-    prepare_folder(folder)
-    rows = read_rows(config.data_root, "train", config.max_train_samples)
-    held_out = read_rows(config.data_root, "val", config.max_val_samples)
-    device, dtype = pick_device()
-    accelerator = Accelerator(
-        mixed_precision=precision_for(config, device.type),
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # the prior idles in the warm-up
-    )
-    device = accelerator.device
-    torch.manual_seed(config.seed)
-    lm = LanguageModel(config.lm_model, device, dtype, config.gradient_checkpointing)
-    model = StoryModel(config, lm, LatentDiffusion(config.diffusion_model, device, dtype))
-    optimizer = make_optimizer(model, config)
-    schedule = get_scheduler(
-        config.lr_scheduler,
-        optimizer,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=config.max_train_steps,
-    )
-    prepared, optimizer = accelerator.prepare(model, optimizer)  # neither the schedule nor anything frozen
-    step = resume(config, folder, model, optimizer, schedule, accelerator)
-
-    per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-    pictures = min(config.diffusion_stories or config.train_batch_size, config.train_batch_size)
-    batches = StoryBatches(
-        len(rows),
-        config.train_batch_size,
-        pictures,
-        config.seed,
-        step * per_step,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    dataset = StoryDataset(
-        rows,
-        Path(config.data_root) / "train",
-        lm.tokenizer,
-        model.max_tokens,
-        model.diffusion.resolution,
-        config.seed,
-    )
-    workers = config.dataloader_num_workers
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=workers,
-        worker_init_fn=ignore_signals,
-        pin_memory=device.type == "cuda",
-    )
-    writer = SummaryWriter(str(folder), purge_step=step + 1) if accelerator.is_main_process else None
-    if accelerator.is_main_process:
-        banner(config, model, accelerator, len(rows), step)
-        writer.add_text("config", "```json\n" + json.dumps(dataclasses.asdict(config), indent=2) + "\n```", step)
-    stop, started, micro = StopSignal(), time.monotonic(), 0
-    progress = tqdm(
-        total=config.max_train_steps,
-        initial=step,
-        disable=not (accelerator.is_main_process and sys.stderr.isatty()),
-    )
-
-    def save() -> None:
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            save_checkpoint(folder / f"ckpt_{step}.pt", pack(config, model, step, optimizer, schedule, accelerator))
-            rotate_checkpoints(folder, config.checkpoints_total_limit)
-            say(f"step {step}: saved {folder / f'ckpt_{step}.pt'}")
-
-    prepared.train()
-    logged_at = step
-    for batch in loader:
-        if step >= config.max_train_steps:
-            break
-        if step >= config.quantizer_warmup_steps and not model.encoder.quantizer.updates:
-            model.start_codebook(rows)
-        noise = seeded(config.seed, step, micro % config.gradient_accumulation_steps, accelerator.process_index)
-        with accelerator.accumulate(prepared):
-            losses = prepared(batch, noise)
-            check_finite(losses, step + 1, [rows[index].where for index in batch["index"]])
-            accelerator.backward(losses.total)
-            norm = (
-                accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                if accelerator.sync_gradients
-                else None
-            )
-            optimizer.step()
-            optimizer.zero_grad()
-        micro += 1
-        if not accelerator.sync_gradients:
-            continue
-        if not accelerator.optimizer_step_was_skipped:
-            schedule.step()
-        step += 1
-        progress.update()
-
-        if step % config.logging_steps == 0 or step == config.max_train_steps:
-            means = accelerator.reduce(torch.stack([value.detach().float() for value in losses]), "mean").tolist()
-            if writer:
-                speed = (step - logged_at) * per_step / (time.monotonic() - started)
-                log_step(writer, step, Losses(*means), float(norm), schedule.get_last_lr()[0], speed, model)
-                progress.set_postfix(text_nll=f"{means[0]:.1f}", latent_nll=f"{means[1]:.1f}")
-            logged_at, started = step, time.monotonic()
-        if step % config.validation_steps == 0 or step == config.max_train_steps:
-            if writer:
-                validate(writer, step, model, held_out, config)
-            prepared.train()
-            started = time.monotonic()
-        if step % config.checkpointing_steps == 0 or step == config.max_train_steps or stop.number:
-            save()
-            started = time.monotonic()
-        if stop.number:
-            raise StoryError(
-                f"stopped by {signal.Signals(stop.number).name} after step {step}; go on with --resume_from_checkpoint latest",
-                128 + stop.number,
-            )
-    progress.close()
-    if writer:
-        writer.close()
-    return model.eval()
-
-
-def pack(config: Config, model: StoryModel, step: int, optimizer, schedule, accelerator) -> dict:
-    return dict(
-        config=dataclasses.asdict(config),
-        step=step,
-        model=model.state_dict(),
-        backbones=dict(lm_revision=model.lm.revision, diffusion_revision=model.diffusion.revision),
-        optimizer=optimizer.state_dict(),
-        lr_scheduler=schedule.state_dict(),
-        scaler=accelerator.scaler.state_dict() if accelerator.scaler else {},
-    )
-
-
-def resume(config: Config, folder: Path, model: StoryModel, optimizer, schedule, accelerator) -> int:
-    """Puts everything back to where the checkpoint was and returns its step; 0 without one."""
-    wanted = config.resume_from_checkpoint
-    if not wanted:
-        return 0
-    found = list_checkpoints(folder)
-    if wanted == "latest" and not found:
-        say(f"--resume_from_checkpoint latest: no ckpt_STEP.pt in {folder}, starting from step 0")
-        return 0
-    checkpoint = load_checkpoint(found[-1] if wanted == "latest" else wanted, CHECKPOINT_KEYS + RESUME_KEYS)
-    try:
-        model.load_state_dict(checkpoint["model"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise StoryError(f"{checkpoint['path']} was made with another configuration: {reason}", 2) from error
-    schedule.load_state_dict(checkpoint["lr_scheduler"])
-    if accelerator.scaler and checkpoint["scaler"]:
-        accelerator.scaler.load_state_dict(checkpoint["scaler"])
-    say(f"resumed from {checkpoint['path']}")
-    return checkpoint["step"]
-
-
-def check_finite(losses: Losses, step: int, rows: list[str]) -> None:
-    if not torch.isfinite(losses.total):
-        terms = ", ".join(f"{name} {float(value):.4g}" for name, value in losses._asdict().items())
-        raise StoryError(
-            f"step {step}: the loss is not finite ({terms}); stopped before the update; rows {', '.join(rows)}"
-        )
-
-
-def log_step(writer, step: int, losses: Losses, norm: float, rate: float, speed: float, model: StoryModel) -> None:
-    used, spread = model.encoder.quantizer.usage()
-    points = {
-        "elbo/text_nll": losses.text_nll,
-        "elbo/latent_nll": losses.latent_nll,
-        "elbo/commitment": losses.commitment,
-        "elbo/diffusion_nll": losses.diffusion_nll,
-        "elbo/loss": losses.total,
-        "storyboard/constant_minus_true": losses.constant_nll - losses.text_nll,
-        "storyboard/codes_used": used,
-        "storyboard/perplexity": spread,
-        "storyboard/vote_share": losses.vote_share,
-        "optim/learning_rate": rate,
-        "optim/grad_norm": norm,
-        "speed/stories_per_second": speed,
-    }
-    for name, value in points.items():
-        writer.add_scalar(name, value, step)
-    writer.flush()
-
-
-def validate(writer, step: int, model: StoryModel, rows: list[Row], config: Config) -> None:
-    """Held-out text NLL with the true, another's and the constant storyboard, and one sample story with its picture."""
-    model.eval()
-    text = measure_text(model, [row.story for row in rows], config)
-    means = {f"valid/text_nll_{kind}": values.mean() for kind, values in text.text_nll.items()}
-    means |= {"valid/latent_nll": text.latent_nll.mean(), "valid/vote_share": text.vote_share.mean()}
-    means |= {
-        "valid/perplexity": code_perplexity(text.codes, config.num_codes),
-        "valid/codes_used": len(np.unique(text.codes)),
-    }
-    for name, value in means.items():
-        writer.add_scalar(name, float(value), step)
-    result = illustrate(model, config, config.validation_prompt or rows[0].prompt)
-    writer.add_text("sample/story", f"storyboard {result.storyboard}\n\n{result.story}", step)
-    writer.add_image("sample/picture", np.asarray(result.image), step, dataformats="HWC")
-    writer.flush()
-    say(f"step {step}: " + ", ".join(f"{name.split('/')[1]} {value:.2f}" for name, value in means.items()))
+    """Trains and returns the model; a signal, once the step is saved, raises StoryError with code 128 + its number."""
+    prepare_folder(Path(config.output_dir))
+    return Trainer(config).fit()
 
 
 # ------------------------------------------------------------------------------------------------------------------

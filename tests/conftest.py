@@ -32,10 +32,12 @@ def make_lm(folder: Path, embd: int = 16) -> Path:
     end = "<|endoftext|>"
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end)
     torch.manual_seed(0)
-    ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
-    model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(tokenizer), n_embd=embd, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.5, **ids)
-    )
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=embd, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.5,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.2,  # ten times the usual: untrained, but not deaf to its context
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

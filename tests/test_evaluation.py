@@ -1,0 +1,142 @@
+"""Evaluation: each number against one made by hand, and the baselines are what they say."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import story_generative_model as sgm
+import torch
+from conftest import CPU, make_data, make_stories
+
+KINDS = ("true", "shuffled", "prior", "constant", "none")
+
+
+@pytest.fixture(scope="module")
+def evaluated(checkpoint, tmp_path_factory):
+    """The table of the trained checkpoint on the six validation stories, and the same from its JSON."""
+    path = tmp_path_factory.mktemp("metrics") / "metrics.json"
+    table = sgm.evaluate(dataclasses.replace(checkpoint["config"], output=str(path)), checkpoint)
+    return table, json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def measured(checkpoint):
+    """The trained model, ten stories, and their measures."""
+    config = dataclasses.replace(checkpoint["config"], eval_batch_size=4)
+    model = sgm.load_model(checkpoint, config, CPU, torch.float32)
+    stories = make_stories(10, seed=5)
+    return model, stories, sgm.measure_text(model, stories, config, KINDS)
+
+
+def test_every_number_is_there_with_its_interval(evaluated):
+    table, written = evaluated
+    assert written == table
+    wanted = {f"text_nll.{kind}" for kind in KINDS} | {f"text_nll_per_token.{kind}" for kind in KINDS}
+    wanted |= {"bits_returned", "bits_spent", "efficiency", "elbo", "elbo_constant", "elbo_none", "codebook.used",
+               "codebook.perplexity", "codebook.vote_share", "diffusion_nll.true",
+               "diffusion_nll.shuffled_story"}  # fmt: skip
+    assert wanted <= set(table)
+    assert table["bits_uniform"] == 24  # eight codes of three bits
+    for key in wanted:
+        assert np.isfinite(table[key]), key
+    for key in wanted - {"codebook.used", "codebook.perplexity"}:
+        low, high = table[f"{key}_ci"]
+        assert low <= table[key] <= high, key
+
+
+def test_the_numbers_belong_together(evaluated):
+    table, _ = evaluated
+    bits = (table["text_nll.constant"] - table["text_nll.true"]) / np.log(2)
+    assert table["bits_returned"] == pytest.approx(bits)
+    assert table["efficiency"] == pytest.approx(bits / table["bits_spent"])
+    assert table["elbo"] == pytest.approx(-table["text_nll.true"] - table["bits_spent"] * np.log(2))
+    assert table["elbo_none"] == pytest.approx(-table["text_nll.none"])
+
+
+def test_none_is_the_plain_language_model(measured):
+    model, stories, text = measured
+    for number, story in enumerate(stories):
+        ids = torch.tensor([[model.lm.start, *model.lm.tokenizer(story)["input_ids"], model.lm.end]])
+        with torch.no_grad():
+            loss = model.lm.model(input_ids=ids, labels=ids).loss.item()
+        assert text.text_nll["none"][number] == pytest.approx(loss * (ids.shape[1] - 1), rel=1e-4)
+        assert text.num_tokens[number] == ids.shape[1] - 1
+
+
+@torch.no_grad()
+def test_each_kind_is_measured_with_its_own_storyboard(measured):
+    model, stories, text = measured
+    boards = torch.from_numpy(text.codes)
+    drawn = model.prior.sample(10, sgm.seeded(0, 1))
+    for number, story in enumerate(stories):
+        tokens, mask, cut = model.tokenize([story])
+        own = model.encode(tokens, mask)
+        assert torch.equal(own.codes[0], boards[number])
+        soft = {
+            "true": model.soft(own.codes), "shuffled": model.soft(boards[[number - 1]]), "prior": model.soft(drawn[[number]]),
+            "constant": model.soft_prompt.constant[None],
+        }  # fmt: skip
+        for kind, prompt in soft.items():
+            nll = model.lm.nll(prompt, tokens, mask, cut).item()
+            assert text.text_nll[kind][number] == pytest.approx(nll, rel=1e-4), (kind, number)
+        assert text.latent_nll[number] == pytest.approx(model.prior.nll(own.codes).item(), rel=1e-4)
+
+
+def test_no_story_is_shuffled_onto_itself(checkpoint, measured, tmp_path):
+    """Also not the last picture where it is alone in its batch."""
+    model, _, text = measured
+    config = dataclasses.replace(checkpoint["config"], eval_batch_size=4)
+    root = make_data(tmp_path / "data", train=1, val=5, panels=1)
+    rows = sgm.read_rows(str(root), "val")
+    pictures = sgm.measure_pictures(model, rows, root / "val", config)
+    own, other = pictures["diffusion_nll.true"], pictures["diffusion_nll.shuffled_story"]
+    assert len(own) == len(other) == 5 and (own != other).all()
+    distinct = [number for number in range(10) if (text.codes[number] != text.codes[number - 1]).any()]
+    assert distinct
+    assert all(text.text_nll["true"][number] != text.text_nll["shuffled"][number] for number in distinct)
+
+
+def test_the_measures_do_not_depend_on_the_batch(measured):
+    model, stories, text = measured
+    other = sgm.measure_text(model, stories, dataclasses.replace(model.config, eval_batch_size=3), KINDS)
+    for kind in KINDS:
+        np.testing.assert_allclose(text.text_nll[kind], other.text_nll[kind], rtol=1e-4)
+    assert (text.codes == other.codes).all()
+
+
+def spread_measures(count: int) -> sgm.TextMeasures:
+    rng = np.random.default_rng(0)
+    nll = {kind: rng.normal(50 + place, 5, count) for place, kind in enumerate(KINDS)}
+    latent, tokens, share = rng.normal(10, 1, count), rng.integers(5, 30, count).astype(float), rng.random(count)
+    return sgm.TextMeasures(nll, latent, tokens, share, rng.integers(64, size=(count, 8)))
+
+
+def test_every_interval_brackets_its_number():
+    """Also those of statistics that resampling biases, such as the number of codes used, if they have one."""
+    table = sgm.summarize(spread_measures(40), {}, num_codes=64)
+    intervals = [key for key in table if key.endswith("_ci")]
+    assert len(intervals) > 10
+    for key in intervals:
+        low, high = table[key]
+        assert low <= table[key.removesuffix("_ci")] <= high, key
+
+
+def test_the_bootstrap_covers_the_mean_as_often_as_it_says():
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(200):
+        values = rng.normal(3, 1, 50)
+        low, high = sgm.bootstrap(lambda pick, values=values: values[pick].mean(), 50, draws=200)
+        hits += low <= 3 <= high
+    assert 0.88 < hits / 200 < 0.99
+
+
+def test_perplexity():
+    assert sgm.code_perplexity(np.array([[0, 1, 2, 3]]), 8) == pytest.approx(4)
+    assert sgm.code_perplexity(np.zeros((3, 8), dtype=int), 8) == pytest.approx(1)
+
+
+def test_metrics_that_cannot_be_written_are_told_as_one_line(checkpoint, tmp_path):
+    config = dataclasses.replace(checkpoint["config"], output=str(tmp_path / "nowhere" / "metrics.json"))
+    with pytest.raises(sgm.StoryError, match="--output"):
+        sgm.evaluate(config, checkpoint)
