@@ -202,7 +202,7 @@ import signal
 import time
 import warnings
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -229,7 +229,9 @@ from tqdm import tqdm
 def seeded(*numbers: int) -> torch.Generator:
     """A CPU generator that is a function of the numbers: every random draw of this program comes from one, keyed by
     the seed and by what is drawn, so that there is no random state to lose."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator().manual_seed(
+        int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> 1)
+    )
 
 
 class Panel(NamedTuple):
@@ -255,6 +257,8 @@ def parse_row(line: str, where: str) -> Row:
     if panels is None:
         raise StoryError(f"{where}: expected an object with prompt, story and image_path, got {str(row)[:40]!r}")
     wanted = [("prompt", row.get("prompt")), ("story", row.get("story"))]
+    if not isinstance(panels, list):
+        raise StoryError(f"{where}: panels must be a list, got {str(panels)[:40]!r}")
     for number, panel in enumerate(panels):
         panel = panel if isinstance(panel, dict) else {}
         wanted += [
@@ -273,7 +277,7 @@ def read_rows(data_root: str, split: str, limit: int = 0) -> list[Row]:
     if not path.is_file():
         raise StoryError(f"{path} does not exist: make it with download_data.py (--source storyworld needs no network)")
     rows = []
-    with open(path, encoding="utf-8-sig") as lines:
+    with open(path, "rb") as lines:  # bytes: a line that is not UTF-8 is named as well
         for number, line in enumerate(lines, 1):
             if line.strip():
                 rows.append(parse_row(line, f"{path}:{number}"))
@@ -395,12 +399,22 @@ def gather_rows(x: Tensor) -> Tensor:
     return torch.cat([part[: int(size)] for part, size in zip(parts, sizes)])
 
 
+def spread_picks(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices (count,) of rows far apart: each drawn with probability of its squared distance to those before
+    (k-means++, Arthur and Vassilvitskii 2007)."""
+    picks = [int(torch.randint(len(x), (), generator=generator))]
+    distance = (x - x[picks[0]]).square().sum(1)  # (N,)
+    while len(picks) < count:
+        weights = distance.cpu() if distance.any() else torch.ones(len(x))  # fewer distinct rows than clusters
+        picks.append(int(torch.multinomial(weights, 1, generator=generator)))
+        distance = torch.minimum(distance, (x - x[picks[-1]]).square().sum(1))
+    return torch.tensor(picks, device=x.device)
+
+
 def kmeans(x: Tensor, num_clusters: int, generator: torch.Generator, iterations: int = 10) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm on the rows of x (N, D): centres (K, D) and their counts (K,). Fewer rows than clusters leave
     clusters with a count of zero, which stand on a copy of a row."""
-    picks = torch.randperm(len(x), generator=generator)
-    picks = picks.repeat(-(-num_clusters // len(x)))[:num_clusters]
-    centres = x[picks.to(x.device)].clone()  # (K, D)
+    centres = x[spread_picks(x, num_clusters, generator)]  # (K, D)
     for _ in range(iterations):
         nearest = torch.cdist(x, centres).argmin(1)  # (N,)
         counts = torch.bincount(nearest, minlength=num_clusters).to(x.dtype)  # (K,)
@@ -624,7 +638,7 @@ class StoryboardEncoder(nn.Module):
             return Storyboard(codes, mean, share, outputs.new_zeros(()))
         vectors = self.quantizer.codebook[codes]  # (B, S, D)
         commitment = F.mse_loss(outputs[mask], self.quantizer.codebook[nearest[mask]])
-        return Storyboard(codes, mean + (vectors - mean).detach(), share, commitment)
+        return Storyboard(codes, vectors + (mean - mean.detach()), share, commitment)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -1080,15 +1094,17 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
     except (OSError, RuntimeError) as error:
         raise StoryError(f"{path} cannot be written: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def check_archive(path: Path) -> None:
     """torch.load takes a flipped bit without a word; the checksums inside the file do not."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError) as error:
+            attributes = [entry.filename for entry in archive.infolist() if entry.external_attr]
+            damaged = archive.testzip() or next(iter(attributes), None)  # torch skips what is marked a folder
+    except Exception as error:  # a damaged header makes zipfile raise almost anything
         raise StoryError(f"{path} is not a checkpoint or is damaged ({error})", 2) from error
     if damaged:
         raise StoryError(f"{path} is damaged: {damaged} does not match its checksum; use an older checkpoint", 2)
@@ -1303,21 +1319,21 @@ def measure_text(
 @torch.no_grad()
 def measure_pictures(model: StoryModel, rows: list[Row], folder: Path, config: Config) -> dict[str, np.ndarray]:
     """Diffusion NLL of one panel of each story with its own text and with another story's, on common noise."""
-    diffusion, own, other = model.diffusion, [], []
-    batches = [rows[i : i + config.eval_batch_size] for i in range(0, len(rows), config.eval_batch_size)]
-    for number, batch in enumerate(tqdm(batches, desc="diffusion NLL", disable=not sys.stderr.isatty(), leave=False)):
-        panels = [row.panels[(number + place) % len(row.panels)] for place, row in enumerate(batch)]
+    diffusion, size, own, other = model.diffusion, config.eval_batch_size, [], []
+    for start in tqdm(range(0, len(rows), size), desc="diffusion NLL", disable=not sys.stderr.isatty(), leave=False):
+        batch = range(start, min(start + size, len(rows)))
+        panels = [rows[i].panels[i % len(rows[i].panels)] for i in batch]
         pixels = [
-            load_picture(folder / panel.image_path, diffusion.resolution, row.where)
-            for row, panel in zip(batch, panels)
+            load_picture(folder / panel.image_path, diffusion.resolution, rows[i].where)
+            for i, panel in zip(batch, panels)
         ]
         latents = diffusion.encode_pictures(torch.stack(pixels), [panel.image_path for panel in panels])
-        states, mask = diffusion.encode_texts([panel.text for panel in panels])
-        for values, shift in ((own, 0), (other, 1)):
-            noise = seeded(config.seed, 2, number)
-            values.append(
-                diffusion.nll(latents, states.roll(shift, 0), mask.roll(shift, 0), noise).double().cpu().numpy()
-            )
+        followers = [rows[(i + 1) % len(rows)].panels for i in batch]
+        others = [candidates[i % len(candidates)] for i, candidates in zip(batch, followers)]  # the same beat
+        for values, speakers in ((own, panels), (other, others)):
+            states, mask = diffusion.encode_texts([panel.text for panel in speakers])
+            nll = diffusion.nll(latents, states, mask, seeded(config.seed, 2, start))
+            values.append(nll.double().cpu().numpy())
     return {"diffusion_nll.true": np.concatenate(own), "diffusion_nll.shuffled_story": np.concatenate(other)}
 
 
@@ -1349,7 +1365,9 @@ def summarize(text: TextMeasures, pictures: dict[str, np.ndarray], num_codes: in
     statistics["codebook.perplexity"] = lambda pick: code_perplexity(text.codes[pick], num_codes)
     table, count = {"bits_uniform": NUM_SLOTS * math.log2(num_codes)}, len(text.codes)
     for key, statistic in statistics.items():
-        table[key], table[f"{key}_ci"] = statistic(np.arange(count)), bootstrap(statistic, count)
+        table[key] = statistic(np.arange(count))
+        if key not in ("codebook.used", "codebook.perplexity"):  # biased downwards by resampling
+            table[f"{key}_ci"] = bootstrap(statistic, count)
     return table
 
 
@@ -1364,6 +1382,8 @@ def code_perplexity(codes: np.ndarray, num_codes: int) -> float:
 
 def evaluate(config: Config, checkpoint: dict) -> dict:
     """Prints the table to standard output and writes it to --output as JSON."""
+    if config.output and not Path(config.output).parent.is_dir():
+        raise StoryError(f"--output {config.output} must be in a folder that exists", 2)
     rows = read_rows(config.data_root, config.split, config.max_val_samples)
     device, dtype = pick_device()
     model = load_model(checkpoint, config, device, dtype)

@@ -1,5 +1,6 @@
-"""Fixtures: tiny models of the real classes, saved with save_pretrained, so that every test runs the real loading code."""
+"""Fixtures: tiny models of the real classes, saved with save_pretrained: every test runs the real loading code."""
 
+import dataclasses
 import json
 import random
 import signal
@@ -14,7 +15,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "assets" / "storyworl
 torch.set_num_threads(1)
 
 CPU = torch.device("cpu")
-WORDS = "the a small red blue fox owl found lost key star in forest sea and was happy sad then friend came home".split()
+VOCABULARY = "the a small red blue fox owl found lost key star in forest sea and was happy sad then friend came home"
+WORDS = VOCABULARY.split()
 
 
 def make_stories(count: int, seed: int = 0) -> list[str]:
@@ -62,8 +64,8 @@ def make_diffusion(folder: Path, prediction_type: str = "epsilon") -> Path:
         max_position_embeddings=20, bos_token_id=start, eos_token_id=end, pad_token_id=end,
     )  # fmt: skip
     vae = AutoencoderKL(
-        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4, norm_num_groups=4, scaling_factor=0.7,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, scaling_factor=0.7,
     )  # fmt: skip
     unet = UNet2DConditionModel(
         sample_size=16, in_channels=4, out_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
@@ -97,6 +99,16 @@ def make_data(root: Path, train: int = 24, val: int = 6, panels: int = 2) -> Pat
             lines.append({"prompt": prompt, "story": story, "image_path": parts[-1]["image_path"], "panels": parts})
         (root / split / "stories.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return root
+
+
+def as_flags(config, command: str = "train") -> list[str]:
+    """The command line that gives this configuration."""
+    argv = [command]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if command in field.metadata["commands"] and value != field.default:
+            argv += [f"--{field.name}"] if value is True else [f"--{field.name}", str(value)]
+    return argv
 
 
 @pytest.fixture(scope="session")

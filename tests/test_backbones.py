@@ -1,11 +1,12 @@
 """Backbones: the frozen models give the losses that they give alone, and stay as they were."""
 
 import pytest
-import story_generative_model as sgm
 import torch
 from conftest import CPU, make_diffusion, make_stories
 from diffusers import DDIMScheduler
 from transformers import AutoModelForCausalLM
+
+import story_generative_model as sgm
 
 STORIES = ["The fox.", *make_stories(3, seed=3)]
 
@@ -87,7 +88,7 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(lm, lm_folder):
         def count(*_):
             calls[-1] += 1
 
-        hook = model.model.transformer.h[0].mlp.register_forward_hook(count)
+        hook = model.model.transformer.h[0].ln_1.register_forward_hook(count)
         nll = model.nll(soft, *tokenized(lm, STORIES))
         gradients.append((nll, *torch.autograd.grad(nll.sum(), soft)))
         hook.remove()

@@ -6,8 +6,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import story_generative_model as sgm
 import torch
+
+import story_generative_model as sgm
 
 
 def small(step: int = 5) -> dict:

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-import story_generative_model as sgm
 from conftest import ROOT
+
+import story_generative_model as sgm
 
 FIELDS = dataclasses.fields(sgm.Config)
 PROGRAM = str(ROOT / "story_generative_model.py")

@@ -4,9 +4,10 @@ from fractions import Fraction
 from math import floor
 
 import pytest
-import story_generative_model as sgm
 import torch
 from conftest import make_stories
+
+import story_generative_model as sgm
 
 
 def members_by_loop(n: int, length: int) -> list[list[bool]]:
@@ -171,7 +172,9 @@ def test_backward_goes_straight_to_the_mean_of_the_winning_voters(quantized):
 def test_commitment_pulls_each_token_to_its_own_code(quantized):
     quantizer, outputs, mask, _, board = quantized
     nearest = torch.cdist(outputs, quantizer.codebook).argmin(-1)
-    errors = [(outputs[place] - quantizer.codebook[nearest[place]]).square().mean() for place in zip(*torch.where(mask))]
+    errors = [
+        (outputs[place] - quantizer.codebook[nearest[place]]).square().mean() for place in zip(*torch.where(mask))
+    ]
     torch.testing.assert_close(board.commitment, torch.stack(errors).mean())
     (gradient,) = torch.autograd.grad(board.commitment, outputs)
     assert (gradient[mask] != 0).any(-1).all() and (gradient[~mask] == 0).all()

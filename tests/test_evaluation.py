@@ -5,9 +5,10 @@ import json
 
 import numpy as np
 import pytest
-import story_generative_model as sgm
 import torch
 from conftest import CPU, make_data, make_stories
+
+import story_generative_model as sgm
 
 KINDS = ("true", "shuffled", "prior", "constant", "none")
 
@@ -74,9 +75,11 @@ def test_each_kind_is_measured_with_its_own_storyboard(measured):
         own = model.encode(tokens, mask)
         assert torch.equal(own.codes[0], boards[number])
         soft = {
-            "true": model.soft(own.codes), "shuffled": model.soft(boards[[number - 1]]), "prior": model.soft(drawn[[number]]),
+            "true": model.soft(own.codes),
+            "shuffled": model.soft(boards[[number - 1]]),
+            "prior": model.soft(drawn[[number]]),
             "constant": model.soft_prompt.constant[None],
-        }  # fmt: skip
+        }
         for kind, prompt in soft.items():
             nll = model.lm.nll(prompt, tokens, mask, cut).item()
             assert text.text_nll[kind][number] == pytest.approx(nll, rel=1e-4), (kind, number)

@@ -3,9 +3,10 @@
 import dataclasses
 
 import pytest
-import story_generative_model as sgm
 import torch
 from PIL import Image
+
+import story_generative_model as sgm
 
 
 @pytest.fixture()
@@ -37,7 +38,7 @@ def test_a_storyboard_is_parsed(text, codes):
 @pytest.mark.parametrize(
     "text, told",
     [
-        ("1 2 3", "3"), ("1 2 3 4 5 6 7 0 1", "9"), ("8 _ _ _ _ _ _ _", "'8'"), ("-1 _ _ _ _ _ _ _", "'-1'"),
+        ("1 2 3", "got 3"), ("1 2 3 4 5 6 7 0 1", "got 9"), ("8 _ _ _ _ _ _ _", "'8'"), ("-1 _ _ _ _ _ _ _", "'-1'"),
         ("x _ _ _ _ _ _ _", "'x'"), ("1.0 _ _ _ _ _ _ _", "'1.0'"), ("9999999999999 _ _ _ _ _ _ _", "'9999"),
         ("\u00b2 _ _ _ _ _ _ _", "neither"), ("__ _ _ _ _ _ _ _", "'__'"),
     ],
@@ -45,7 +46,7 @@ def test_a_storyboard_is_parsed(text, codes):
 def test_a_slip_in_a_storyboard_is_named(text, told):
     with pytest.raises(sgm.StoryError, match="--storyboard") as error:
         sgm.parse_storyboard(text, num_codes=8)
-    assert told in str(error.value) and error.value.code == 2 and "0 to 7" in str(error.value) + "0 to 7"[len(told) :]
+    assert told in str(error.value) and error.value.code == 2
 
 
 def test_pinned_codes_are_in_the_storyboard(write):
@@ -77,7 +78,7 @@ def test_the_storyboard_is_drawn_by_how_well_it_opens_with_the_prompt(checkpoint
     model = sgm.load_model(checkpoint, config, torch.device("cpu"), torch.float32, paints=False)
     model.soft_prompt.scale *= 5  # so that the two candidates differ in weight
     expected, hits = 0.0, 0
-    for seed in range(150):
+    for seed in range(60):
         config.seed = seed
         candidates = model.prior.sample(2, sgm.seeded(seed, 0), [], config.temperature, config.top_p)
         tokens, mask, _ = model.tokenize(["The red fox"] * 2)
@@ -85,7 +86,7 @@ def test_the_storyboard_is_drawn_by_how_well_it_opens_with_the_prompt(checkpoint
         expected += (-nll).softmax(0).max().item()
         drawn = sgm.draw_storyboard(model, "The red fox", [], config)[0]
         hits += torch.equal(drawn, candidates[nll.argmin()])
-    assert expected > 85 and abs(hits - expected) < 4 * (expected * (1 - expected / 150)) ** 0.5
+    assert 33 < expected < 57 and abs(hits - expected) < 3 * (expected * (1 - expected / 60)) ** 0.5
 
 
 # What comes out

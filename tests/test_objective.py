@@ -3,14 +3,16 @@
 import dataclasses
 
 import pytest
-import story_generative_model as sgm
 import torch
-import torch.nn.functional as F
 from conftest import make_stories
+
+import story_generative_model as sgm
 
 
 def frozen_tensors(model) -> dict[str, torch.Tensor]:
-    modules = dict(lm=model.lm.model, vae=model.diffusion.vae, unet=model.diffusion.unet, text=model.diffusion.text_encoder)
+    modules = dict(
+        lm=model.lm.model, vae=model.diffusion.vae, unet=model.diffusion.unet, text=model.diffusion.text_encoder
+    )
     return {f"{name}.{key}": t.clone() for name, part in modules.items() for key, t in part.state_dict().items()}
 
 

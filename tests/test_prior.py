@@ -3,8 +3,9 @@
 from itertools import product
 
 import pytest
-import story_generative_model as sgm
 import torch
+
+import story_generative_model as sgm
 
 
 def make_prior(num_codes: int, sharpness: float = 1.0) -> sgm.Prior:
@@ -67,7 +68,7 @@ def test_the_first_code_is_modelled():
 
 
 def test_samples_follow_the_model():
-    prior, count = make_prior(2), 20_000
+    prior, count = make_prior(2), 8_000
     drawn = prior.sample(count, sgm.seeded(0))
     observed = torch.bincount((drawn * 2 ** torch.arange(7, -1, -1)).sum(1), minlength=256).double()
     with torch.no_grad():

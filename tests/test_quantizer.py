@@ -1,9 +1,10 @@
 """Vector quantiser: the moving averages against a reference, and the ways in which a codebook dies."""
 
 import pytest
-import story_generative_model as sgm
 import torch
 from vector_quantize_pytorch import VectorQuantize
+
+import story_generative_model as sgm
 
 STATE = ("codebook", "counts", "sums", "updates")
 
