@@ -69,7 +69,7 @@ class Config:
     diffusion_model: str = flag("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.x or 2.x, frozen")
     # the trained parts
     num_codes: int = flag(4096, "K, codes in the codebook", low=2)
-    code_dim: int = flag(16, "D, width of a code vector", low=1)
+    code_dim: int = flag(64, "D, width of a code vector", low=1)
     encoder_width: int = flag(512, "width of the storyboard encoder", low=1)
     encoder_layers: int = flag(6, "layers of the storyboard encoder", low=1)
     prior_width: int = flag(512, "width of the prior", low=1)
@@ -144,22 +144,23 @@ PRESETS = {
         lm_model="assets/storyworld/lm",
         diffusion_model="assets/storyworld/diffusion",
         num_codes=128,
-        encoder_width=128,
-        prior_width=128,
+        code_dim=32,
+        encoder_width=96,
+        prior_width=96,
         prior_layers=2,
         num_heads=4,
         learning_rate=1e-3,
         lr_warmup_steps=20,
         quantizer_warmup_steps=80,
         max_train_steps=500,
-        train_batch_size=16,
-        diffusion_stories=4,
-        checkpointing_steps=250,
-        validation_steps=250,
+        train_batch_size=8,
+        diffusion_stories=1,
+        checkpointing_steps=500,
+        validation_steps=500,
         max_val_samples=128,
         guidance_scale=2.5,
         dataloader_num_workers=0,
-        mixed_precision="no",
+        mixed_precision="bf16",
     ),
 }
 
@@ -211,7 +212,6 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty()
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor, nn
@@ -539,33 +539,43 @@ def majority_vote(nearest: Tensor, members: Tensor, num_codes: int) -> tuple[Ten
     return votes.argmax(-1), votes.amax(-1) / members.sum(-1)
 
 
-class MaskedBatchNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015) without scale and shift over the rows that count, on all processes.
+class SlotNorm(nn.Module):
+    """Standardises the vectors of each slot by moving averages of their mean and variance over all processes.
 
-    The quantiser needs it: an encoder that may shrink its outputs lowers the commitment term by collapsing them.
+    The quantiser needs it: an encoder that may shrink its outputs lowers the commitment term by collapsing them. Each
+    slot has its own statistics, so that no bit of a code is spent on saying which slot it stands in.
     """
 
     def __init__(self, width: int, momentum: float = 0.05, eps: float = 1e-5):
         super().__init__()
         self.momentum, self.eps = momentum, eps
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("var", torch.ones(width))
+        self.register_buffer("mean", torch.zeros(NUM_SLOTS, width))
+        self.register_buffer("var", torch.zeros(NUM_SLOTS, width))  # all zero: nothing has been seen
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, D), (B, T) bool -> (B, T, D) float32, zero mean and unit variance over the masked rows."""
-        x = x.float()
-        mean, var = self.mean, self.var
-        if self.training:
-            rows = x[mask]  # (N, D)
-            moments = torch.cat([rows.new_full((1,), len(rows)), rows.sum(0), rows.square().sum(0)])
-            if dist.is_initialized():
-                moments = dist_nn.all_reduce(moments)
-            mean, square = (moments[1:] / moments[0]).chunk(2)
-            var = square - mean.square()
-            if torch.isfinite(moments).all():
-                self.mean.lerp_(mean.detach(), self.momentum)
-                self.var.lerp_(var.detach(), self.momentum)
-        return (x - mean) * (var + self.eps).rsqrt()
+    @torch.no_grad()
+    def update(self, chunks: Tensor) -> None:
+        """One step of the averages on the chunks' vectors (B, S, D); a batch that is not finite is left out."""
+        ones = torch.ones_like(chunks[:, :, :1])
+        count, total, squares = all_sum(torch.cat([ones, chunks, chunks.square()], -1).sum(0)).split(
+            [1, chunks.shape[-1], chunks.shape[-1]], -1
+        )  # (S, 1), (S, D), (S, D)
+        mean = total / count
+        var = (squares / count - mean.square()).clamp(min=0)
+        if torch.isfinite(squares).all():
+            momentum = self.momentum if self.var.any() else 1.0
+            self.mean.lerp_(mean, momentum)
+            self.var.lerp_(var, momentum)
+
+    def forward(self, x: Tensor, slot: Tensor) -> Tensor:
+        """(B, T, D) and the slot of each token (B, T) -> (B, T, D), about zero mean and unit variance in each slot."""
+        return (x - self.mean[slot]) * (self.var[slot] + self.eps).rsqrt()
+
+
+def principal_directions(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """PCA of embedding rows (V, E): directions (E, E), one a row, by falling standard deviation (E,)."""
+    rows = rows.detach().float()
+    variances, directions = torch.linalg.eigh(torch.cov(rows.T).cpu())
+    return directions.T.flip(0).to(rows.device), variances.flip(0).clamp(min=0).sqrt().to(rows.device)
 
 
 class Storyboard(NamedTuple):
@@ -576,53 +586,71 @@ class Storyboard(NamedTuple):
 
 
 class StoryboardEncoder(nn.Module):
-    """q_phi(z | s): Transformer, quantiser at every token, majority vote over 8 equal chunks."""
+    """q_phi(z | s): Transformer, quantiser at every token, majority vote over 8 equal chunks.
 
-    def __init__(self, config: Config, embed_dim: int, max_tokens: int):
+    At the start its layers pass their input on (their last projections are zero), and a token's output is its word's
+    embedding in the language model's first D principal directions; SoftPrompt starts as the way back. So the frozen
+    language model hears something of each chunk's words from the first step, and the gradient has a place to begin.
+    """
+
+    def __init__(self, config: Config, rows: Tensor, max_tokens: int):
         super().__init__()
         width = config.encoder_width
-        self.from_embeds = nn.Linear(embed_dim, width, bias=False)
+        self.from_embeds = nn.Linear(rows.shape[1], width, bias=False)
         self.position = nn.Embedding(max_tokens, width)
         self.slot = nn.Embedding(NUM_SLOTS, width)
         layer = nn.TransformerEncoderLayer(
-            width,
-            config.num_heads,
-            4 * width,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
+            width, config.num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.layers = nn.TransformerEncoder(
             layer, config.encoder_layers, nn.LayerNorm(width), enable_nested_tensor=False
         )
-        self.to_code = nn.Linear(width, config.code_dim)
-        self.own_share = nn.Parameter(torch.tensor(0.1))  # how far a token may leave its chunk's mean
-        self.norm = MaskedBatchNorm(config.code_dim)
+        self.to_code = nn.Linear(width, config.code_dim, bias=False)
+        self.to_weight = nn.Linear(width, 1)  # how much a token has to say in its chunk's vector
+        self.own_share = nn.Parameter(torch.tensor(0.1))  # how far a token may leave its chunk's vector
+        self.norm = SlotNorm(config.code_dim)
         self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.ema_decay, seed=config.seed)
+        self.start_as_words(rows)
 
-    def outputs(self, embeds: Tensor, mask: Tensor, members: Tensor) -> Tensor:
-        """What each token says of its chunk: (B, T, E) -> (B, T, D)."""
+    @torch.no_grad()
+    def start_as_words(self, rows: Tensor) -> None:
+        directions, _ = principal_directions(rows)
+        for weight, start in ((self.from_embeds.weight, directions), (self.to_code.weight, torch.eye(len(directions)))):
+            shared = tuple(slice(min(sizes)) for sizes in zip(weight.shape, start.shape))
+            weight.zero_()[shared] = start[shared]
+        zeros = [self.position.weight, self.slot.weight, self.to_weight.weight, self.to_weight.bias]
+        for layer in self.layers.layers:
+            zeros += [layer.self_attn.out_proj.weight, layer.linear2.weight, layer.linear2.bias]
+        for weight in zeros:
+            weight.zero_()
+
+    def outputs(self, embeds: Tensor, mask: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
+        """What each token says of its chunk, (B, T, E) -> (B, T, D), and how loudly, (B, T)."""
         place = torch.arange(embeds.shape[1], device=embeds.device)
-        slot = members.float().argmax(1)  # (B, T): the first slot that a token belongs to
         hidden = self.from_embeds(embeds) + self.position(place) + self.slot(slot)  # (B, T, width)
-        return self.to_code(self.layers(hidden, src_key_padding_mask=~mask))  # (B, T, D)
+        hidden = self.layers(hidden, src_key_padding_mask=~mask)
+        return self.to_code(hidden), self.to_weight(hidden).squeeze(-1)
 
-    def pool(self, own: Tensor, mask: Tensor, members: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D) float32. Tokens of a chunk share most of their output, so that their votes agree: a
-        vote that splits spends bits on nothing."""
-        weight = members.float()
-        chunk = weight @ own / weight.sum(-1, keepdim=True)  # (B, S, D): the mean of each chunk
-        shared = weight.mT @ chunk / weight.sum(1)[..., None].clamp(min=1)  # (B, T, D)
-        return self.norm(shared + self.own_share * (own - shared), mask)
+    def pool(self, own: Tensor, loudness: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+        """Chunk vectors (B, S, D), by attention over a chunk's tokens, and token outputs (B, T, D), float32. Tokens of
+        a chunk share most of their output, so that their votes agree: a vote that splits spends bits on nothing."""
+        scores = loudness[:, None].masked_fill(~members, -torch.inf)  # (B, S, T)
+        chunks = scores.softmax(-1) @ own  # (B, S, D)
+        shares = members.float() / members.sum(1, keepdim=True).clamp(min=1)  # (B, S, T)
+        shared = shares.mT @ chunks  # (B, T, D): a token of several slots has the mean of theirs
+        return chunks, shared + self.own_share * (own - shared)
 
     def forward(self, embeds: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
-        """Stories of at least one token each; embeds (B, T, E), mask (B, T) bool. With `learn` the codebook takes one
-        step on these outputs. Until the codebook has started the vectors are the chunks' means, not quantised."""
+        """Stories of at least one token each; embeds (B, T, E), mask (B, T) bool. With `learn` the statistics and the
+        codebook take one step. Until the codebook has started the vectors are the chunks' own, not quantised."""
         members = chunk_members(mask)  # (B, S, T)
-        own = self.outputs(embeds, mask, members)  # (B, T, D)
+        slot = members.float().argmax(1)  # (B, T): the first slot that a token belongs to
+        own, loudness = self.outputs(embeds, mask, slot)
         with torch.autocast(own.device.type, enabled=False):
-            return self.quantize(self.pool(own.float(), mask, members), mask, members, learn)
+            chunks, outputs = self.pool(own.float(), loudness.float(), members)
+            if learn:
+                self.norm.update(chunks.detach())
+            return self.quantize(self.norm(outputs, slot), mask, members, learn)
 
     def quantize(self, outputs: Tensor, mask: Tensor, members: Tensor, learn: bool) -> Storyboard:
         started = bool(self.quantizer.updates)
@@ -760,6 +788,8 @@ class LanguageModel:
         with loading(name, "lm_model"):
             self.tokenizer = AutoTokenizer.from_pretrained(local_or_hub(name))
             self.model = AutoModelForCausalLM.from_pretrained(local_or_hub(name), dtype=dtype).to(device)
+        if self.model.device.type == "cpu":
+            self.model.set_attn_implementation("eager")  # the CPU's fused attention has a slow backward
         freeze(self.model)
         self.device = device
         self.embed = self.model.get_input_embeddings()
@@ -943,28 +973,34 @@ class LatentDiffusion:
 class SoftPrompt(nn.Module):
     """Code vectors (B, S, D) -> soft prompt (B, P, E): one map for all slots, which knows the slot.
 
-    It starts at the scale of the language model's own embedding rows (Lester et al. 2021: a prompt of another scale
-    is not listened to). `constant` is a learned soft prompt that says nothing about the story: the fair baseline,
-    trained at each step on a quarter of the batch.
+    It starts as the way back from the encoder's start: D principal directions of the language model's embedding rows,
+    each at its own spread, and it keeps the rows' scale, since a prompt of another scale is not listened to (Lester et
+    al. 2021). `constant` is a learned soft prompt that says nothing about the story: the fair baseline, trained at
+    each step on an eighth of the batch.
     """
 
     def __init__(self, config: Config, rows: Tensor):
         super().__init__()
         width, self.per_slot = rows.shape[1], config.soft_tokens_per_slot
+        directions, spread = principal_directions(rows)
+        ways_back = (directions * spread[:, None])[: config.code_dim]  # (D, E)
+        self.straight = nn.Linear(config.code_dim, self.per_slot * width, bias=False)
+        with torch.no_grad():
+            self.straight.weight.zero_()[:, : len(ways_back)] = ways_back.T.repeat(self.per_slot, 1)
         self.slot = nn.Parameter(torch.randn(NUM_SLOTS, config.code_dim))
         self.hidden = nn.Linear(2 * config.code_dim, 4 * config.code_dim)
-        self.to_embeds = nn.Linear(4 * config.code_dim, self.per_slot * width)
-        self.constant = nn.Parameter(
-            rows[torch.linspace(0, len(rows) - 1, NUM_SLOTS * self.per_slot).long()].float().clone()
-        )
+        self.bent = nn.Linear(4 * config.code_dim, self.per_slot * width)
         self.scale = float(rows.float().std())
+        nn.init.normal_(self.bent.weight, std=0.01 * self.scale)
+        nn.init.zeros_(self.bent.bias)
+        spots = torch.linspace(0, len(rows) - 1, NUM_SLOTS * self.per_slot).long()
+        self.constant = nn.Parameter(rows[spots].float().clone())
 
     def forward(self, vectors: Tensor) -> Tensor:
         slots = self.slot.expand(len(vectors), -1, -1)
         hidden = F.gelu(self.hidden(torch.cat([vectors, slots], -1)))  # (B, S, 4 D)
-        embeds = self.to_embeds(hidden).unflatten(-1, (self.per_slot, -1))  # (B, S, P / S, E)
-        embeds = F.layer_norm(embeds, embeds.shape[-1:]) * self.scale
-        return embeds.flatten(1, 2)  # (B, P, E)
+        embeds = (self.straight(vectors) + self.bent(hidden)).unflatten(-1, (self.per_slot, -1))  # (B, S, P / S, E)
+        return F.layer_norm(embeds, embeds.shape[-1:]).flatten(1, 2) * self.scale  # (B, P, E)
 
 
 class Losses(NamedTuple):
@@ -991,9 +1027,10 @@ class StoryModel(nn.Module):
             diffusion,
         )  # a tuple: not registered, not saved, not moved, not switched to train mode
         self.max_tokens = lm.context - NUM_SLOTS * config.soft_tokens_per_slot - 1
-        self.encoder = StoryboardEncoder(config, lm.width, self.max_tokens)
+        rows = lm.embed.weight.detach()
+        self.encoder = StoryboardEncoder(config, rows, self.max_tokens)
         self.prior = Prior(config)
-        self.soft_prompt = SoftPrompt(config, lm.embed.weight.detach())
+        self.soft_prompt = SoftPrompt(config, rows)
 
     @property
     def lm(self) -> LanguageModel:
@@ -1023,10 +1060,10 @@ class StoryModel(nn.Module):
         config, lm = self.config, self.lm
         tokens, mask, cut = (batch[key].to(lm.device) for key in ("tokens", "mask", "cut"))
         storyboard = self.encode(tokens, mask, learn=self.training)
-        # one pass of the language model: the batch with its storyboards, a quarter of it with the constant prompt
-        quarter = -(-len(tokens) // 4)
-        constant = self.soft_prompt.constant.expand(quarter, -1, -1)
-        rows = torch.cat([torch.arange(len(tokens)), torch.arange(quarter)])
+        # one pass of the language model: the batch with its storyboards, an eighth of it with the constant prompt
+        eighth = -(-len(tokens) // 8)
+        constant = self.soft_prompt.constant.expand(eighth, -1, -1)
+        rows = torch.cat([torch.arange(len(tokens)), torch.arange(eighth)])
         soft = torch.cat([self.soft_prompt(storyboard.vectors), constant])
         nll = lm.nll(soft, tokens[rows], mask[rows], cut[rows])
         text_nll, constant_nll = nll[: len(tokens)].mean(), nll[len(tokens) :].mean()
@@ -1156,6 +1193,10 @@ def load_model(checkpoint: dict, config: Config, device, dtype: torch.dtype, pai
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise StoryError(f"{checkpoint['path']} does not fit its configuration: {reason}", 2) from error
+    if not model.encoder.quantizer.updates:
+        say(
+            f"{checkpoint['path']} is from before step {config.quantizer_warmup_steps}: its storyboards say nothing yet"
+        )
     return model.eval()
 
 
@@ -1493,7 +1534,6 @@ class Trainer:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)
-            self.banner()
 
     @property
     def stories_per_step(self) -> int:
@@ -1537,6 +1577,8 @@ class Trainer:
     def fit(self) -> StoryModel:
         config, accelerator, parameters = self.config, self.accelerator, list(self.model.parameters())
         stop, self.clock = StopSignal(), (self.step, time.monotonic())
+        if self.writer:
+            self.banner()
         progress = tqdm(
             total=config.max_train_steps, initial=self.step, disable=not (self.writer and sys.stderr.isatty())
         )

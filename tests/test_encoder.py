@@ -57,30 +57,44 @@ def test_padding_never_votes():
     assert torch.equal(codes[:1], alone[0])
 
 
-# Batch normalisation
+# Normalisation
 
 
-def test_normalisation_is_over_the_rows_that_count_alone():
-    norm = sgm.MaskedBatchNorm(4).train()
-    mask = torch.arange(10) < torch.tensor([[4], [10], [7]])
-    x = 3 + 2 * torch.randn(3, 10, 4)
-    y = norm(x.masked_fill(~mask[..., None], 1e4), mask)[mask]
-    torch.testing.assert_close(y.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(y.var(0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
-    reference = torch.nn.BatchNorm1d(4, affine=False)
-    torch.testing.assert_close(y, reference(x[mask]), atol=1e-4, rtol=1e-4)
+def test_each_slot_has_zero_mean_and_unit_variance_of_its_own():
+    norm = sgm.SlotNorm(4)
+    spread = torch.arange(1, 9)[None, :, None]
+    chunks = 10 * spread + spread * torch.randn(500, 8, 4, generator=torch.Generator().manual_seed(0))
+    norm.update(chunks)
+    y = norm(chunks, torch.arange(8).expand(500, 8))  # a story of eight tokens, one for each slot
+    torch.testing.assert_close(y.mean(0), torch.zeros(8, 4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(y.var(0, correction=0), torch.ones(8, 4), atol=1e-2, rtol=0)
 
 
-def test_running_statistics_serve_in_eval_mode_and_ignore_what_is_not_finite():
-    norm, mask = sgm.MaskedBatchNorm(4, momentum=0.5).train(), torch.ones(8, 50, dtype=torch.bool)
-    x = 3 + 2 * torch.randn(8, 50, 4, generator=torch.Generator().manual_seed(0))
-    for _ in range(20):
-        norm(x, mask)
-    torch.testing.assert_close(norm.mean, x.mean((0, 1)), atol=1e-3, rtol=1e-3)
+def test_the_averages_move_slowly_and_ignore_what_is_not_finite():
+    norm = sgm.SlotNorm(4, momentum=0.25)
+    norm.update(torch.zeros(6, 8, 4) + torch.arange(6)[:, None, None])
+    torch.testing.assert_close(norm.mean, torch.full((8, 4), 2.5))  # the first batch is taken whole
+    norm.update(torch.zeros(6, 8, 4) + torch.arange(6)[:, None, None] + 4)
+    torch.testing.assert_close(norm.mean, torch.full((8, 4), 3.5))
     before = norm.mean.clone(), norm.var.clone()
-    norm(x.clone().fill_(float("nan")), mask)
+    broken = torch.ones(6, 8, 4)
+    broken[3, 2, 1] = float("nan")
+    norm.update(broken)
     assert torch.equal(before[0], norm.mean) and torch.equal(before[1], norm.var)
-    torch.testing.assert_close(norm.eval()(x, mask), norm.train()(x, mask), atol=1e-2, rtol=1e-2)
+
+
+def test_at_the_start_the_layers_pass_their_input_on_and_a_code_is_a_word(config, lm):
+    """The soft prompt's way back from an unquantised code is the word's embedding in its first D directions."""
+    rows = lm.embed.weight
+    encoder, soft_prompt = sgm.StoryboardEncoder(config, rows, 55), sgm.SoftPrompt(config, rows)
+    embeds, mask = rows[None, 5:25], torch.ones(1, 20, dtype=torch.bool)
+    directions, spread = sgm.principal_directions(rows)
+    own, loudness = encoder.outputs(embeds, mask, torch.zeros(1, 20, dtype=torch.int64))
+    hidden = torch.nn.functional.layer_norm(embeds @ directions.T, (16,))
+    torch.testing.assert_close(own, hidden[..., :4], atol=1e-5, rtol=1e-4)
+    assert not loudness.any()  # every token speaks as loudly as every other
+    back = soft_prompt.straight(torch.eye(4))
+    torch.testing.assert_close(back, directions[:4] * spread[:4, None], atol=1e-6, rtol=1e-4)
 
 
 # The whole encoder
@@ -122,7 +136,7 @@ def test_the_codebook_learns_only_when_asked(model):
 
 
 def test_before_the_start_the_vectors_are_the_chunks_means(config, lm):
-    encoder = sgm.StoryboardEncoder(config, lm.width, 55)
+    encoder = sgm.StoryboardEncoder(config, lm.embed.weight, 55)
     mask = torch.arange(20) < torch.tensor([[5], [20]])
     members, outputs = sgm.chunk_members(mask), torch.randn(2, 20, 4)
     board = encoder.quantize(outputs, mask, members, learn=False)
@@ -136,7 +150,7 @@ def test_before_the_start_the_vectors_are_the_chunks_means(config, lm):
 def quantized(config, lm):
     """Outputs of stories of 5, 20 and 33 tokens, their storyboard, and what it was made with."""
     generator = torch.Generator().manual_seed(0)
-    encoder = sgm.StoryboardEncoder(config, lm.width, 55)
+    encoder = sgm.StoryboardEncoder(config, lm.embed.weight, 55)
     encoder.quantizer.codebook.normal_(generator=generator)
     encoder.quantizer.updates.fill_(1)
     mask = torch.arange(33) < torch.tensor([[5], [20], [33]])

@@ -125,7 +125,7 @@ def test_two_accumulated_batches_are_one_step(make_config, monkeypatch, lm, diff
 
     def recorded(self, batch, noise):
         if self.training:
-            weight = self.soft_prompt.to_embeds.weight.detach().clone()
+            weight = self.soft_prompt.straight.weight.detach().clone()
             seen.append((batch["index"], len(batch["pictures"]), int(self.encoder.quantizer.updates) > 0, weight))
         return forward(self, batch, noise)
 
@@ -145,7 +145,7 @@ def test_two_accumulated_batches_are_one_step(make_config, monkeypatch, lm, diff
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(trained, tmp_path, monkeypatch):
     checkpoint = torch.load(Path(trained.output_dir) / "ckpt_3.pt", weights_only=True)
-    checkpoint["model"]["soft_prompt.to_embeds.weight"].fill_(float("nan"))
+    checkpoint["model"]["soft_prompt.straight.weight"].fill_(float("nan"))
     sgm.save_checkpoint(tmp_path / "ckpt_3.pt", checkpoint)
     models, make_optimizer = [], sgm.make_optimizer
 

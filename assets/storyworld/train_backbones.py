@@ -318,9 +318,9 @@ def held_out_story(index: int) -> world.Story:
 #
 #     <|endoftext|> [k prefix embeddings] story tokens <|endoftext|>
 #
-# For half of the stories k = 0. For the others slot j of the prefix holds one telling token of chunk j of the story
-# (chunk j: tokens floor(j n / k) to floor((j + 1) n / k)): where a soft prompt will stand later, the model already
-# looks. One slot in ten is softened (a mean of tokens' embeddings, or noise on top), since a soft prompt is no word.
+# For a quarter of the stories k = 0. For the others slot j of the prefix holds one telling token of chunk j of the
+# story (chunk j: tokens floor(j n / k) to floor((j + 1) n / k)): where a soft prompt will stand later, the model already
+# looks. Half of the slots are softened (a mean of tokens' embeddings, or noise), since a soft prompt is no word.
 # ----------------------------------------------------------------------------------------------------------
 
 LM_VOCABULARY = 2048  # nearly every word of the world is one token
@@ -328,13 +328,13 @@ LM_CONTEXT = 512  # a prefix and the longest story, with room to spare
 LM_SHAPE = dict(n_embd=192, n_layer=4, n_head=6, n_positions=LM_CONTEXT)
 LM_BATCH = 32
 LM_POOL = 64 * LM_BATCH  # stories that are sorted by length together, so that a batch has little padding
-LM_RECIPE = Recipe(steps=1200, learning_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
+LM_RECIPE = Recipe(steps=2000, learning_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
 LM_TOKENIZER_STORIES = 6000
-PREFIX_SHARE = 0.5  # of the stories
+PREFIX_SHARE = 0.75  # of the stories
 PREFIX_USUAL = 8  # the storyboard's length
 PREFIX_USUAL_SHARE = 0.6  # of the prefixes; the others have 1 to PREFIX_MOST slots
 PREFIX_MOST = 16
-SOFT_SHARE = 0.1  # of the prefix slots
+SOFT_SHARE = 0.5  # of the prefix slots
 SOFT_TOKENS = 3  # embeddings in a softened slot's mean
 SOFT_NOISE = 0.5  # most noise on a slot, as a share of the embeddings' own standard deviation
 END_OF_TEXT = "<|endoftext|>"
@@ -769,7 +769,7 @@ UNET_SHAPE = dict(
 NOISE_SCHEDULE = dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
 UNET_STORIES = 2000  # 16,000 panels
 UNET_BATCH = 32
-UNET_RECIPE = Recipe(steps=1600, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.998)
+UNET_RECIPE = Recipe(steps=1300, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.998)
 NO_TEXT_SHARE = 0.1  # for classifier-free guidance
 MIN_SNR = 5.0  # Hang et al. 2023: clips the weight of nearly clean latents
 ENCODING_BATCH = 8  # stories
