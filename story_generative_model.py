@@ -69,7 +69,7 @@ class Config:
     diffusion_model: str = flag("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.x or 2.x, frozen")
     # the trained parts
     num_codes: int = flag(4096, "K, codes in the codebook", low=2)
-    code_dim: int = flag(64, "D, width of a code vector", low=1)
+    code_dim: int = flag(256, "D, width of a code vector", low=1)
     encoder_width: int = flag(512, "width of the storyboard encoder", low=1)
     encoder_layers: int = flag(6, "layers of the storyboard encoder", low=1)
     prior_width: int = flag(512, "width of the prior", low=1)
@@ -96,7 +96,7 @@ class Config:
     train_batch_size: int = flag(8, "stories per step on each process", low=1)
     gradient_accumulation_steps: int = flag(1, "batches per optimizer step", low=1)
     learning_rate: float = flag(2e-4, "AdamW learning rate of encoder and prior", low=0)
-    soft_prompt_lr_scale: float = flag(5.0, "learning rate of the soft prompt's map, times the rest's", low=0)
+    soft_prompt_lr_scale: float = flag(1.0, "learning rate of the soft prompt's map, times the rest's", low=0)
     adam_weight_decay: float = flag(0.01, "AdamW weight decay", low=0)
     lr_scheduler: str = flag("cosine", "learning-rate schedule", choices=("cosine", "linear", "constant_with_warmup"))
     lr_warmup_steps: int = flag(2000, "optimizer steps of linear warm-up", low=0)
@@ -143,15 +143,15 @@ PRESETS = {
     "storyworld": dict(
         lm_model="assets/storyworld/lm",
         diffusion_model="assets/storyworld/diffusion",
-        num_codes=128,
-        code_dim=32,
+        num_codes=256,
+        code_dim=96,
         encoder_width=96,
         prior_width=96,
         prior_layers=2,
         num_heads=4,
         learning_rate=1e-3,
         lr_warmup_steps=20,
-        quantizer_warmup_steps=80,
+        quantizer_warmup_steps=40,
         max_train_steps=500,
         train_batch_size=8,
         diffusion_stories=1,
@@ -539,43 +539,28 @@ def majority_vote(nearest: Tensor, members: Tensor, num_codes: int) -> tuple[Ten
     return votes.argmax(-1), votes.amax(-1) / members.sum(-1)
 
 
-class SlotNorm(nn.Module):
-    """Standardises the vectors of each slot by moving averages of their mean and variance over all processes.
+class SlotMean(nn.Module):
+    """The moving average, over all processes, of the vectors that stand in each slot: it is taken off before
+    quantising and put back after it, so that no bit of a code is spent on saying which slot it stands in."""
 
-    The quantiser needs it: an encoder that may shrink its outputs lowers the commitment term by collapsing them. Each
-    slot has its own statistics, so that no bit of a code is spent on saying which slot it stands in.
-    """
-
-    def __init__(self, width: int, momentum: float = 0.05, eps: float = 1e-5):
+    def __init__(self, width: int, momentum: float = 0.05):
         super().__init__()
-        self.momentum, self.eps = momentum, eps
+        self.momentum = momentum
         self.register_buffer("mean", torch.zeros(NUM_SLOTS, width))
-        self.register_buffer("var", torch.zeros(NUM_SLOTS, width))  # all zero: nothing has been seen
 
     @torch.no_grad()
     def update(self, chunks: Tensor) -> None:
-        """One step of the averages on the chunks' vectors (B, S, D); a batch that is not finite is left out."""
-        ones = torch.ones_like(chunks[:, :, :1])
-        count, total, squares = all_sum(torch.cat([ones, chunks, chunks.square()], -1).sum(0)).split(
-            [1, chunks.shape[-1], chunks.shape[-1]], -1
-        )  # (S, 1), (S, D), (S, D)
-        mean = total / count
-        var = (squares / count - mean.square()).clamp(min=0)
-        if torch.isfinite(squares).all():
-            momentum = self.momentum if self.var.any() else 1.0
-            self.mean.lerp_(mean, momentum)
-            self.var.lerp_(var, momentum)
-
-    def forward(self, x: Tensor, slot: Tensor) -> Tensor:
-        """(B, T, D) and the slot of each token (B, T) -> (B, T, D), about zero mean and unit variance in each slot."""
-        return (x - self.mean[slot]) * (self.var[slot] + self.eps).rsqrt()
+        """One step on the chunks' vectors (B, S, D); a batch that is not finite is left out."""
+        total = all_sum(F.pad(chunks, (0, 1), value=1.0).sum(0))  # (S, D + 1): sums and, last, their count
+        if torch.isfinite(total).all():
+            self.mean.lerp_(total[:, :-1] / total[:, -1:], self.momentum if self.mean.any() else 1.0)
 
 
-def principal_directions(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """PCA of embedding rows (V, E): directions (E, E), one a row, by falling standard deviation (E,)."""
+def principal_directions(rows: Tensor) -> Tensor:
+    """PCA of embedding rows (V, E): orthonormal directions (E, E), one a row, by falling variance."""
     rows = rows.detach().float()
-    variances, directions = torch.linalg.eigh(torch.cov(rows.T).cpu())
-    return directions.T.flip(0).to(rows.device), variances.flip(0).clamp(min=0).sqrt().to(rows.device)
+    _, directions = torch.linalg.eigh(torch.cov(rows.T).cpu())
+    return directions.T.flip(0).to(rows.device)
 
 
 class Storyboard(NamedTuple):
@@ -588,48 +573,57 @@ class Storyboard(NamedTuple):
 class StoryboardEncoder(nn.Module):
     """q_phi(z | s): Transformer, quantiser at every token, majority vote over 8 equal chunks.
 
-    At the start its layers pass their input on (their last projections are zero), and a token's output is its word's
-    embedding in the language model's first D principal directions; SoftPrompt starts as the way back. So the frozen
-    language model hears something of each chunk's words from the first step, and the gradient has a place to begin.
+    It starts as words: its layers pass their input on (their last projections are zero), so that a token's output is
+    its embedding in the language model, in the D principal directions of the embedding table; a chunk's vector is
+    mostly its rarest words', by their document frequency; and SoftPrompt starts as the way back. So the frozen
+    language model reads keywords of each chunk from the first step, and training has something to improve.
     """
 
     def __init__(self, config: Config, rows: Tensor, max_tokens: int):
         super().__init__()
         width = config.encoder_width
+        self.unit = float(rows.float().std())  # vectors are in units of the embedding rows' own spread
         self.from_embeds = nn.Linear(rows.shape[1], width, bias=False)
         self.position = nn.Embedding(max_tokens, width)
         self.slot = nn.Embedding(NUM_SLOTS, width)
         layer = nn.TransformerEncoderLayer(
             width, config.num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
-        self.layers = nn.TransformerEncoder(
-            layer, config.encoder_layers, nn.LayerNorm(width), enable_nested_tensor=False
-        )
+        self.layers = nn.TransformerEncoder(layer, config.encoder_layers, enable_nested_tensor=False)
         self.to_code = nn.Linear(width, config.code_dim, bias=False)
-        self.to_weight = nn.Linear(width, 1)  # how much a token has to say in its chunk's vector
+        self.to_loudness = nn.Linear(width, 1, bias=False)  # how much a token has to say in its chunk's vector,
+        self.word_loudness = nn.Embedding(len(rows), 1)  # by what stands around it and by what word it is
         self.own_share = nn.Parameter(torch.tensor(0.1))  # how far a token may leave its chunk's vector
-        self.norm = SlotNorm(config.code_dim)
+        self.slot_mean = SlotMean(config.code_dim)
         self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.ema_decay, seed=config.seed)
         self.start_as_words(rows)
 
     @torch.no_grad()
     def start_as_words(self, rows: Tensor) -> None:
-        directions, _ = principal_directions(rows)
-        for weight, start in ((self.from_embeds.weight, directions), (self.to_code.weight, torch.eye(len(directions)))):
+        directions = principal_directions(rows)
+        for weight, start in ((self.from_embeds.weight, directions), (self.to_code.weight, torch.eye(len(rows.T)))):
             shared = tuple(slice(min(sizes)) for sizes in zip(weight.shape, start.shape))
             weight.zero_()[shared] = start[shared]
-        zeros = [self.position.weight, self.slot.weight, self.to_weight.weight, self.to_weight.bias]
+        zeros = [self.position.weight, self.slot.weight, self.to_loudness.weight, self.word_loudness.weight]
         for layer in self.layers.layers:
             zeros += [layer.self_attn.out_proj.weight, layer.linear2.weight, layer.linear2.bias]
         for weight in zeros:
             weight.zero_()
 
-    def outputs(self, embeds: Tensor, mask: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def start_loudness(self, stories: list[list[int]], sharpness: float = 8.0) -> None:
+        """Token ids of stories -> a word weighs idf^sharpness in its chunk, idf = log of stories / stories with it."""
+        words = torch.cat([torch.tensor(sorted(set(story))) for story in stories])
+        with_word = torch.bincount(words, minlength=self.word_loudness.num_embeddings)
+        idf = math.log(len(stories) + 1) - (with_word + 1).float().log()
+        self.word_loudness.weight.copy_(sharpness * idf.clamp(min=0.1).log()[:, None])
+
+    def outputs(self, tokens: Tensor, embeds: Tensor, mask: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
         """What each token says of its chunk, (B, T, E) -> (B, T, D), and how loudly, (B, T)."""
         place = torch.arange(embeds.shape[1], device=embeds.device)
-        hidden = self.from_embeds(embeds) + self.position(place) + self.slot(slot)  # (B, T, width)
+        hidden = self.from_embeds(embeds / self.unit) + self.position(place) + self.slot(slot)  # (B, T, width)
         hidden = self.layers(hidden, src_key_padding_mask=~mask)
-        return self.to_code(hidden), self.to_weight(hidden).squeeze(-1)
+        return self.to_code(hidden), (self.to_loudness(hidden) + self.word_loudness(tokens)).squeeze(-1)
 
     def pool(self, own: Tensor, loudness: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
         """Chunk vectors (B, S, D), by attention over a chunk's tokens, and token outputs (B, T, D), float32. Tokens of
@@ -640,17 +634,21 @@ class StoryboardEncoder(nn.Module):
         shared = shares.mT @ chunks  # (B, T, D): a token of several slots has the mean of theirs
         return chunks, shared + self.own_share * (own - shared)
 
-    def forward(self, embeds: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
-        """Stories of at least one token each; embeds (B, T, E), mask (B, T) bool. With `learn` the statistics and the
-        codebook take one step. Until the codebook has started the vectors are the chunks' own, not quantised."""
+    def forward(self, tokens: Tensor, embeds: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
+        """Stories of at least one token each; tokens and mask (B, T), embeds (B, T, E). With `learn` the averages and
+        the codebook take one step. Until the codebook has started the vectors are the chunks' own, not quantised."""
         members = chunk_members(mask)  # (B, S, T)
         slot = members.float().argmax(1)  # (B, T): the first slot that a token belongs to
-        own, loudness = self.outputs(embeds, mask, slot)
+        own, loudness = self.outputs(tokens, embeds, mask, slot)
         with torch.autocast(own.device.type, enabled=False):
             chunks, outputs = self.pool(own.float(), loudness.float(), members)
             if learn:
-                self.norm.update(chunks.detach())
-            return self.quantize(self.norm(outputs, slot), mask, members, learn)
+                self.slot_mean.update(chunks.detach())
+            return self.quantize(outputs - self.slot_mean.mean[slot], mask, members, learn)
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        """(B, S) codes -> (B, S, D) vectors: the code's, and its slot's mean."""
+        return self.quantizer.codebook[codes] + self.slot_mean.mean
 
     def quantize(self, outputs: Tensor, mask: Tensor, members: Tensor, learn: bool) -> Storyboard:
         started = bool(self.quantizer.updates)
@@ -663,8 +661,8 @@ class StoryboardEncoder(nn.Module):
         voters = voters.float()
         mean = voters @ outputs / voters.sum(-1, keepdim=True)  # (B, S, D): the outputs that voted for the winner
         if not started:
-            return Storyboard(codes, mean, share, outputs.new_zeros(()))
-        vectors = self.quantizer.codebook[codes]  # (B, S, D)
+            return Storyboard(codes, mean + self.slot_mean.mean, share, outputs.new_zeros(()))
+        vectors = self.look_up(codes)  # (B, S, D)
         commitment = F.mse_loss(outputs[mask], self.quantizer.codebook[nearest[mask]])
         return Storyboard(codes, vectors + (mean - mean.detach()), share, commitment)
 
@@ -973,34 +971,32 @@ class LatentDiffusion:
 class SoftPrompt(nn.Module):
     """Code vectors (B, S, D) -> soft prompt (B, P, E): one map for all slots, which knows the slot.
 
-    It starts as the way back from the encoder's start: D principal directions of the language model's embedding rows,
-    each at its own spread, and it keeps the rows' scale, since a prompt of another scale is not listened to (Lester et
-    al. 2021). `constant` is a learned soft prompt that says nothing about the story: the fair baseline, trained at
-    each step on an eighth of the batch.
+    It starts as the way back from the encoder's start, at the scale of the language model's own embedding rows, since
+    a prompt of another scale is not listened to (Lester et al. 2021). `constant` is a learned soft prompt that says
+    nothing about the story: the fair baseline, trained at each step on an eighth of the batch.
     """
 
     def __init__(self, config: Config, rows: Tensor):
         super().__init__()
         width, self.per_slot = rows.shape[1], config.soft_tokens_per_slot
-        directions, spread = principal_directions(rows)
-        ways_back = (directions * spread[:, None])[: config.code_dim]  # (D, E)
+        self.unit = float(rows.float().std())
         self.straight = nn.Linear(config.code_dim, self.per_slot * width, bias=False)
-        with torch.no_grad():
-            self.straight.weight.zero_()[:, : len(ways_back)] = ways_back.T.repeat(self.per_slot, 1)
-        self.slot = nn.Parameter(torch.randn(NUM_SLOTS, config.code_dim))
-        self.hidden = nn.Linear(2 * config.code_dim, 4 * config.code_dim)
+        self.slot = nn.Parameter(torch.randn(NUM_SLOTS, 16))
+        self.hidden = nn.Linear(config.code_dim + 16, 4 * config.code_dim)
         self.bent = nn.Linear(4 * config.code_dim, self.per_slot * width)
-        self.scale = float(rows.float().std())
-        nn.init.normal_(self.bent.weight, std=0.01 * self.scale)
-        nn.init.zeros_(self.bent.bias)
+        with torch.no_grad():
+            ways_back = principal_directions(rows)[: config.code_dim]  # (D, E)
+            self.straight.weight.zero_()[:, : len(ways_back)] = ways_back.T.repeat(self.per_slot, 1)
+            nn.init.normal_(self.bent.weight, std=0.001)
+            nn.init.zeros_(self.bent.bias)
         spots = torch.linspace(0, len(rows) - 1, NUM_SLOTS * self.per_slot).long()
         self.constant = nn.Parameter(rows[spots].float().clone())
 
     def forward(self, vectors: Tensor) -> Tensor:
         slots = self.slot.expand(len(vectors), -1, -1)
         hidden = F.gelu(self.hidden(torch.cat([vectors, slots], -1)))  # (B, S, 4 D)
-        embeds = (self.straight(vectors) + self.bent(hidden)).unflatten(-1, (self.per_slot, -1))  # (B, S, P / S, E)
-        return F.layer_norm(embeds, embeds.shape[-1:]).flatten(1, 2) * self.scale  # (B, P, E)
+        embeds = self.straight(vectors) + self.bent(hidden)  # (B, S, P / S * E)
+        return self.unit * embeds.unflatten(-1, (self.per_slot, -1)).flatten(1, 2)  # (B, P, E)
 
 
 class Losses(NamedTuple):
@@ -1041,11 +1037,11 @@ class StoryModel(nn.Module):
         return self.backbones[1]
 
     def encode(self, tokens: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
-        return self.encoder(self.lm.embed(tokens).float(), mask, learn)
+        return self.encoder(tokens, self.lm.embed(tokens).float(), mask, learn)
 
     def soft(self, codes: Tensor) -> Tensor:
         """Storyboards as numbers (B, S) -> soft prompts (B, P, E)."""
-        return self.soft_prompt(self.encoder.quantizer.codebook[codes])
+        return self.soft_prompt(self.encoder.look_up(codes))
 
     def tokenize(self, stories: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Stories -> tokens (B, T), mask (B, T), cut (B,) on the model's device; every story needs a token."""
@@ -1086,6 +1082,11 @@ class StoryModel(nn.Module):
             total,
         )
 
+    def start_loudness(self, rows: list[Row]) -> None:
+        """Document frequencies of as many stories as are counted in a second."""
+        stories = [row.story for row in rows[:4096]]
+        self.encoder.start_loudness(self.lm.tokenizer(stories, add_special_tokens=False)["input_ids"])
+
     @torch.no_grad()
     def start_codebook(self, rows: list[Row]) -> None:
         """k-means on the chunk vectors of as many stories as give each code sixteen of them."""
@@ -1095,8 +1096,8 @@ class StoryModel(nn.Module):
         for start in range(0, count, self.config.eval_batch_size):
             chosen = picks[start : start + self.config.eval_batch_size]
             tokens, mask, _ = self.tokenize([rows[pick].story for pick in chosen])
-            vectors.append(self.encode(tokens, mask).vectors.flatten(0, 1))  # (B * S, D)
-        self.encoder.quantizer.start(torch.cat(vectors))
+            vectors.append(self.encode(tokens, mask).vectors - self.encoder.slot_mean.mean)  # (B, S, D)
+        self.encoder.quantizer.start(torch.cat(vectors).flatten(0, 1))
 
     @torch.no_grad()  # the picture is conditioned on the text, which nothing here trains: the term is a monitor
     def diffusion_nll(self, batch: dict, noise: torch.Generator) -> Tensor:
@@ -1522,6 +1523,7 @@ class Trainer:
         torch.manual_seed(config.seed)  # the weights at the start
         lm = LanguageModel(config.lm_model, device, dtype, config.gradient_checkpointing)
         self.model = StoryModel(config, lm, LatentDiffusion(config.diffusion_model, device, dtype))
+        self.model.start_loudness(self.rows)
         optimizer = make_optimizer(self.model, config)
         lengths = dict(num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps)
         self.schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)

@@ -57,44 +57,47 @@ def test_padding_never_votes():
     assert torch.equal(codes[:1], alone[0])
 
 
-# Normalisation
+# The slots' means
 
 
-def test_each_slot_has_zero_mean_and_unit_variance_of_its_own():
-    norm = sgm.SlotNorm(4)
-    spread = torch.arange(1, 9)[None, :, None]
-    chunks = 10 * spread + spread * torch.randn(500, 8, 4, generator=torch.Generator().manual_seed(0))
-    norm.update(chunks)
-    y = norm(chunks, torch.arange(8).expand(500, 8))  # a story of eight tokens, one for each slot
-    torch.testing.assert_close(y.mean(0), torch.zeros(8, 4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(y.var(0, correction=0), torch.ones(8, 4), atol=1e-2, rtol=0)
-
-
-def test_the_averages_move_slowly_and_ignore_what_is_not_finite():
-    norm = sgm.SlotNorm(4, momentum=0.25)
-    norm.update(torch.zeros(6, 8, 4) + torch.arange(6)[:, None, None])
-    torch.testing.assert_close(norm.mean, torch.full((8, 4), 2.5))  # the first batch is taken whole
-    norm.update(torch.zeros(6, 8, 4) + torch.arange(6)[:, None, None] + 4)
-    torch.testing.assert_close(norm.mean, torch.full((8, 4), 3.5))
-    before = norm.mean.clone(), norm.var.clone()
+def test_the_slots_means_move_slowly_and_ignore_what_is_not_finite():
+    slots = sgm.SlotMean(4, momentum=0.25)
+    own = torch.arange(8.0)[:, None].expand(8, 4)  # each slot has a mean of its own
+    spread = torch.arange(-2.0, 3.0)[:, None, None]
+    slots.update(own + spread)
+    torch.testing.assert_close(slots.mean, own)  # the first batch is taken whole
+    slots.update(own + 4 + spread)
+    torch.testing.assert_close(slots.mean, own + 1)
     broken = torch.ones(6, 8, 4)
     broken[3, 2, 1] = float("nan")
-    norm.update(broken)
-    assert torch.equal(before[0], norm.mean) and torch.equal(before[1], norm.var)
+    slots.update(broken)
+    torch.testing.assert_close(slots.mean, own + 1)
 
 
-def test_at_the_start_the_layers_pass_their_input_on_and_a_code_is_a_word(config, lm):
-    """The soft prompt's way back from an unquantised code is the word's embedding in its first D directions."""
-    rows = lm.embed.weight
+# The start
+
+
+def test_at_the_start_the_layers_pass_their_input_on_and_the_soft_prompt_leads_back(make_config, lm):
+    """With as many directions as the embedding has, the way there and back is the identity."""
+    config, rows = make_config(code_dim=16), lm.embed.weight
     encoder, soft_prompt = sgm.StoryboardEncoder(config, rows, 55), sgm.SoftPrompt(config, rows)
-    embeds, mask = rows[None, 5:25], torch.ones(1, 20, dtype=torch.bool)
-    directions, spread = sgm.principal_directions(rows)
-    own, loudness = encoder.outputs(embeds, mask, torch.zeros(1, 20, dtype=torch.int64))
-    hidden = torch.nn.functional.layer_norm(embeds @ directions.T, (16,))
-    torch.testing.assert_close(own, hidden[..., :4], atol=1e-5, rtol=1e-4)
-    assert not loudness.any()  # every token speaks as loudly as every other
-    back = soft_prompt.straight(torch.eye(4))
-    torch.testing.assert_close(back, directions[:4] * spread[:4, None], atol=1e-6, rtol=1e-4)
+    tokens, mask = torch.arange(5, 25)[None], torch.ones(1, 20, dtype=torch.bool)
+    own, loudness = encoder.outputs(tokens, rows[tokens], mask, torch.zeros_like(tokens))
+    torch.testing.assert_close(soft_prompt.straight(own) * soft_prompt.unit, rows[tokens], atol=1e-5, rtol=1e-4)
+    assert not loudness.any()  # before the stories are counted every word speaks as loudly as every other
+
+
+def test_a_rare_word_outweighs_the_common_ones(model):
+    """Word 5 is in every story, word 6 in every second, word 7 in one of a hundred."""
+    stories = [[5, 6] if number % 2 else [5, 5] for number in range(99)] + [[5, 6, 7]]
+    model.encoder.start_loudness(stories)
+    loudness = model.encoder.word_loudness.weight[[5, 6, 7], 0]
+    assert loudness[0] < loudness[1] < loudness[2]
+    idf = torch.log(torch.tensor([101 / 52, 101 / 2]))
+    torch.testing.assert_close(loudness[1:], 8 * idf.log(), atol=0.2, rtol=0.05)
+    members, own = torch.ones(1, 8, 3, dtype=torch.bool), torch.eye(3)[None]
+    chunks, _ = model.encoder.pool(own, loudness[None], members)
+    assert chunks[0, 0].argmax() == 2 and chunks[0, 0, 2] > 0.99
 
 
 # The whole encoder
@@ -121,7 +124,7 @@ def test_padding_never_enters_the_codebook(model):
     assert len(seen[0]) == mask.sum() < mask.numel() and not seen[0].requires_grad
     embeds = model.lm.embed(tokens)
     clean = model.encode(tokens, mask)
-    dirty = model.encoder(embeds.masked_fill(~mask[..., None], 50.0), mask)
+    dirty = model.encoder(tokens, embeds.masked_fill(~mask[..., None], 50.0), mask)
     assert torch.equal(clean.codes, dirty.codes)
     torch.testing.assert_close(clean.commitment, dirty.commitment)
 
@@ -161,7 +164,7 @@ def quantized(config, lm):
 
 def test_forward_is_exactly_the_winning_code_s_vector(quantized):
     quantizer, _, _, _, board = quantized
-    assert torch.equal(board.vectors, quantizer.codebook[board.codes])
+    assert torch.equal(board.vectors, quantizer.codebook[board.codes])  # the slots' means are still zero
 
 
 def test_backward_goes_straight_to_the_mean_of_the_winning_voters(quantized):
