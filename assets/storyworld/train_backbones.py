@@ -1,7 +1,7 @@
 """Make the embedded backbones of the storyworld from scratch: a small language model and a small Stable Diffusion.
 
-Every story and picture comes from `world.py`, so the run needs no data and no network, only time: about an hour
-and a half on two CPU cores. It is seeded, and a killed run goes on from its last checkpoint:
+Every story and picture comes from `world.py`, so the run needs no data and no network, only time: about two
+and a half hours on two CPU cores. It is seeded, and a killed run goes on from its last checkpoint:
 
     python assets/storyworld/train_backbones.py                      # all stages, in order
     python assets/storyworld/train_backbones.py --stages lm          # one stage
@@ -11,11 +11,13 @@ Stage    makes                                            from
 lm       output_dir/lm        GPT-2 and its tokenizer     stories
 vae      output_dir/diffusion/vae                         panels
 unet     output_dir/diffusion (a StableDiffusionPipeline) stories, panels, vae
+storyboard  output_dir/storyboard.pt                      the two programs' own commands
 probe    output_dir/probe.safetensors                     panels, vae
 report   output_dir/README.md, output_dir/sheet.png       all of the above, on held-out stories
 
 Shapes: B stories or panels in a batch, T tokens, E width, L latent channels.
-Contents: Runs and checkpoints, Data, Language model, Autoencoder, Painter, Probe, Report, Command line.
+Contents: Runs and checkpoints, Data, Language model, Autoencoder, Painter, Storyboard, Probe, Report,
+Command line.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import math
 import os
 import random
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -299,6 +302,8 @@ class Log:
 
 TRAIN_SEEDS = 0
 HELD_OUT_SEEDS = 10**9
+SEEN_FACTORS = ("species", "colour", "place", "time", "weather", "object", "problem", "helper", "ending")
+NOT_SHOWN = -1  # the class index of a factor that a panel does not show
 
 
 def train_story(index: int) -> world.Story:
@@ -309,6 +314,17 @@ def train_story(index: int) -> world.Story:
 
 def held_out_story(index: int) -> world.Story:
     return world.write_story(HELD_OUT_SEEDS + index)
+
+
+def factor_labels(stories: list[world.Story]) -> np.ndarray:
+    """Class indices (stories, beats, factors), NOT_SHOWN where the panel does not show the factor."""
+    labels = np.full((len(stories), len(world.BEATS), len(SEEN_FACTORS)), NOT_SHOWN)
+    for i, story in enumerate(stories):
+        for beat in range(len(world.BEATS)):
+            for factor, value in world.visible_factors(story, beat).items():
+                if factor in SEEN_FACTORS:
+                    labels[i, beat, SEEN_FACTORS.index(factor)] = world.FACTORS[factor].index(value)
+    return labels
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -769,7 +785,9 @@ UNET_SHAPE = dict(
 NOISE_SCHEDULE = dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
 UNET_STORIES = 2000  # 16,000 panels
 UNET_BATCH = 32
-UNET_RECIPE = Recipe(steps=1600, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.998)
+UNET_RECIPE = Recipe(steps=1800, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.998)
+READER_BATCH = 32
+READER_RECIPE = Recipe(steps=500, learning_rate=2e-3, weight_decay=0.01)
 NO_TEXT_SHARE = 0.1  # for classifier-free guidance
 # A step's weight is SNR^-1/2: at equal weights (or with min-SNR, which only lowers those of nearly clean latents) what
 # the words decide, the large shapes and colours, is a thousandth of the loss, and the painter does not learn to listen.
@@ -950,6 +968,43 @@ class PainterCheck:
         return figures
 
 
+class Reader(nn.Module):
+    """The text encoder and a head for each factor that pictures show: (B, values) from its windows' last states."""
+
+    def __init__(self, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        sizes = [len(world.FACTORS[factor]) for factor in SEEN_FACTORS]
+        self.sizes, self.heads = sizes, nn.Linear(CLIP_SHAPE["hidden_size"], sum(sizes))
+
+    def forward(self, ids: Tensor, own: Tensor) -> tuple[Tensor, ...]:
+        last = self.text_encoder(ids[own]).last_hidden_state[:, -1]  # (own windows, E): the last place has read all
+        logits = self.heads(last)
+        logits = logits.new_zeros(*own.shape, logits.shape[-1]).index_put((own,), logits)
+        return logits.sum(1).split(self.sizes, dim=1)  # every window adds its evidence
+
+
+def pretrain_text_encoder(run: Run, tokenizer, stories: list[world.Story], text_encoder: nn.Module) -> None:
+    """Teaches the text encoder to read what a picture would show, as CLIP's own training does for Stable Diffusion:
+    a UNet that gets meaningless states learns to paint without them, and to listen only much later."""
+    reader = Reader(text_encoder).to(run.device)
+    labels = torch.from_numpy(factor_labels(stories))
+
+    def losses_at(step: int) -> dict[str, Tensor]:
+        rng = random.Random(seed_of(run.seed, "reader batch", step))
+        chosen = [rng.randrange(len(stories)) for _ in range(READER_BATCH)]
+        texts, beats = zip(*(panel_text(stories[i], rng) for i in chosen))
+        ids, own = (x.to(run.device) for x in text_windows(tokenizer, list(texts)))
+        wanted = labels[chosen, list(beats)].to(run.device)
+        losses = [
+            F.cross_entropy(logits.float(), wanted[:, column], ignore_index=NOT_SHOWN, reduction="sum")
+            for column, logits in enumerate(reader(ids, own))
+        ]
+        return {"loss": sum(losses) / (wanted != NOT_SHOWN).sum()}
+
+    fit(run, "reader", reader, scaled_recipe(READER_RECIPE, run.scaled(READER_RECIPE.steps)), losses_at)
+
+
 def train_unet(run: Run) -> None:
     """Stage unet: text encoder and UNet on the autoencoder's latents; the pipeline goes to output_dir/diffusion."""
     from diffusers import DDPMScheduler
@@ -962,6 +1017,8 @@ def train_unet(run: Run) -> None:
     scheduler = DDPMScheduler(**NOISE_SCHEDULE)
     torch.manual_seed(seed_of(run.seed, "unet"))
     painter = new_painter(tokenizer).to(run.device)
+    pretrain_text_encoder(run, tokenizer, stories, painter.text_encoder)
+    painter.train()
 
     def losses_at(step: int) -> dict[str, Tensor]:
         rng = random.Random(seed_of(run.seed, "painter batch", step))
@@ -996,13 +1053,39 @@ def save_pipeline(run: Run, tokenizer, painter: Painter) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------
+# Storyboard
+#
+# The checkpoint that `generate` uses when it is given none: the documented commands, word for word, and of what they
+# leave the trained tensors without the optimizer's state.
+# ----------------------------------------------------------------------------------------------------------
+
+ROOT = HERE.parents[1]
+
+
+def train_storyboard(run: Run) -> None:
+    """Stage storyboard: output_dir/storyboard.pt, trained on the backbones that stand beside this script."""
+    sys.path.insert(0, str(ROOT))
+    import story_generative_model as sgm
+
+    data, folder = str(run.work_dir / "data"), run.work_dir / "storyboard"
+    place = ["--data_root", data, "--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
+    subprocess.run([sys.executable, ROOT / "download_data.py", "--source", "storyworld", *place[:2]], check=True)
+    command = [sys.executable, ROOT / "story_generative_model.py", "train", "--preset", "storyworld"]
+    subprocess.run([*command, *place, "--seed", str(run.seed)], check=True)
+    checkpoint = torch.load(sgm.list_checkpoints(folder)[-1], weights_only=True)
+    defaults = sgm.Config(preset="storyworld")
+    places = {name: getattr(defaults, name) for name in ("data_root", "output_dir", "resume_from_checkpoint")}
+    kept = {key: checkpoint[key] for key in sgm.CHECKPOINT_KEYS} | {"config": checkpoint["config"] | places}
+    sgm.save_checkpoint(run.output_dir / "storyboard.pt", kept)
+
+
+# ----------------------------------------------------------------------------------------------------------
 # Probe
 #
 # Reads the story's factors off a picture, so that "the picture shows the story" is a number. It learns from
 # drawn panels, half of them passed through the autoencoder, some blurred or noisy: generated pictures look so.
 # ----------------------------------------------------------------------------------------------------------
 
-PROBE_FACTORS = ("species", "colour", "place", "time", "weather", "object", "problem", "helper", "ending")
 PROBE_CHANNELS = (24, 48, 64, 96, 96)
 PROBE_STORIES = VAE_STORIES
 PROBE_BATCH = 32
@@ -1012,7 +1095,6 @@ PROBE_LATENT_NOISE = 0.15  # most noise on their (unit variance) latents
 PROBE_BLURRED = 0.25
 PROBE_NOISE = 0.04  # most pixel noise
 PROBE_CHECK_STORIES = 64
-NOT_SHOWN = -1  # the class index of a factor that a panel does not show
 
 
 class Probe(nn.Module):
@@ -1056,17 +1138,6 @@ def load_probe(path: str | Path) -> Probe:
         probe = Probe(json.loads(file.metadata()["heads"]))
         probe.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (not a dict)
     return probe.float().eval()
-
-
-def factor_labels(stories: list[world.Story]) -> np.ndarray:
-    """Class indices (stories, beats, factors), NOT_SHOWN where the panel does not show the factor."""
-    labels = np.full((len(stories), len(world.BEATS), len(PROBE_FACTORS)), NOT_SHOWN)
-    for i, story in enumerate(stories):
-        for beat in range(len(world.BEATS)):
-            for factor, value in world.visible_factors(story, beat).items():
-                if factor in PROBE_FACTORS:
-                    labels[i, beat, PROBE_FACTORS.index(factor)] = world.FACTORS[factor].index(value)
-    return labels
 
 
 @torch.no_grad()
@@ -1123,9 +1194,9 @@ def train_probe(run: Run) -> None:
     labels = factor_labels([train_story(i) for i in range(count)])
     checked_stories = [held_out_story(i) for i in range(run.scaled(PROBE_CHECK_STORIES))]
     check_pixels = all_panels(checked_stories)
-    check_labels = factor_labels(checked_stories).reshape(-1, len(PROBE_FACTORS))
+    check_labels = factor_labels(checked_stories).reshape(-1, len(SEEN_FACTORS))
     torch.manual_seed(seed_of(run.seed, "probe"))
-    probe = Probe({factor: len(world.FACTORS[factor]) for factor in PROBE_FACTORS})
+    probe = Probe({factor: len(world.FACTORS[factor]) for factor in SEEN_FACTORS})
     probe = probe.to(run.device, memory_format=torch.channels_last)
 
     def losses_at(step: int) -> dict[str, Tensor]:
@@ -1289,14 +1360,14 @@ def report_factors(run: Run, shipped: Shipped) -> list[str]:
     single = paint(run, shipped.pipeline, texts, seed=2)
     single = probe_accuracy(run, shipped.probe, single, only_named(drawn_labels, texts))
     columns = (drawn, whole, single)
-    return ["| " + " | ".join([f, *(share(column.get(f)) for column in columns)]) + " |" for f in PROBE_FACTORS]
+    return ["| " + " | ".join([f, *(share(column.get(f)) for column in columns)]) + " |" for f in SEEN_FACTORS]
 
 
 def only_named(labels: np.ndarray, texts: list[str]) -> np.ndarray:
     """`labels` (N, factors) without what the text does not say in so many words."""
     kept = labels.copy()
     for i, text in enumerate(texts):
-        for column, factor in enumerate(PROBE_FACTORS):
+        for column, factor in enumerate(SEEN_FACTORS):
             value = world.FACTORS[factor][labels[i, column]]
             if labels[i, column] != NOT_SHOWN and not named(text, (value,)):
                 kept[i, column] = NOT_SHOWN
@@ -1428,7 +1499,14 @@ def write_report(run: Run) -> None:
 # Command line
 # ----------------------------------------------------------------------------------------------------------
 
-STAGES = {"lm": train_lm, "vae": train_vae, "unet": train_unet, "probe": train_probe, "report": write_report}
+STAGES = {
+    "lm": train_lm,
+    "vae": train_vae,
+    "unet": train_unet,
+    "storyboard": train_storyboard,
+    "probe": train_probe,
+    "report": write_report,
+}
 
 
 def choose_device(name: str) -> torch.device:
