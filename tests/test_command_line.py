@@ -38,7 +38,7 @@ def test_a_flag_wins_over_the_checkpoint_which_wins_over_the_preset(ckpt, traine
 def test_generate_without_a_checkpoint_says_that_it_uses_the_embedded_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     prompt = "A shy blue owl looks for a lost star"
-    sgm.main(["generate", "--prompt", prompt, "--num_inference_steps", "2", "--max_new_tokens", "20"])
+    sgm.main(["generate", "--prompt", prompt, "--num_inference_steps", "2", "--max_new_tokens", "60"])
     told = capsys.readouterr()
     assert "embedded" in told.err and "assets/storyworld/storyboard.pt" in told.err
     assert told.out.startswith(prompt) and len(told.out) > len(prompt) + 20

@@ -76,7 +76,7 @@ def test_the_storyboard_is_drawn_by_how_well_it_opens_with_the_prompt(checkpoint
     """Sampling-importance resampling: over many seeds the frequencies are the weights of the candidates."""
     config = dataclasses.replace(checkpoint["config"], num_storyboards=2)
     model = sgm.load_model(checkpoint, config, torch.device("cpu"), torch.float32, paints=False)
-    model.soft_prompt.scale *= 5  # so that the two candidates differ in weight
+    model.soft_prompt.unit *= 20  # so that the two candidates differ in weight
     expected, hits = 0.0, 0
     for seed in range(60):
         config.seed = seed
