@@ -11,7 +11,7 @@ and the latent diffusion omega.
 
     python story_generative_model.py generate --prompt "A shy blue owl looks for a lost star"    # embedded, on a CPU
     python download_data.py --source storyworld
-    python story_generative_model.py train --preset storyworld                                   # three minutes
+    python story_generative_model.py train --preset storyworld                                   # a few minutes
     python story_generative_model.py evaluate --ckpt checkpoints/story_gen/ckpt_500.pt
     python story_generative_model.py train --mixed_precision fp16                                # GPT-2-XL and SD
 

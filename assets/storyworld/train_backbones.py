@@ -7,13 +7,13 @@ and a half hours on two CPU cores. It is seeded, and a killed run goes on from i
     python assets/storyworld/train_backbones.py --stages lm          # one stage
     python assets/storyworld/train_backbones.py --scale 0.01 --work_dir /tmp/work --output_dir /tmp/out   # a rehearsal
 
-Stage    makes                                            from
-lm       output_dir/lm        GPT-2 and its tokenizer     stories
-vae      output_dir/diffusion/vae                         panels
-unet     output_dir/diffusion (a StableDiffusionPipeline) stories, panels, vae
-storyboard  output_dir/storyboard.pt                      the two programs' own commands
-probe    output_dir/probe.safetensors                     panels, vae
-report   output_dir/README.md, output_dir/sheet.png       all of the above, on held-out stories
+Stage       makes                                            from
+lm          output_dir/lm        GPT-2 and its tokenizer     stories
+vae         output_dir/diffusion/vae                         panels
+unet        output_dir/diffusion (a StableDiffusionPipeline) stories, panels, vae
+storyboard  output_dir/storyboard.pt                         the two programs' own commands
+probe       output_dir/probe.safetensors                     panels, vae
+report      output_dir/README.md, output_dir/sheet.png       all of the above, on held-out stories
 
 Shapes: B stories or panels in a batch, T tokens, E width, L latent channels.
 Contents: Runs and checkpoints, Data, Language model, Autoencoder, Painter, Storyboard, Probe, Report,
