@@ -1451,10 +1451,20 @@ def evaluate(config: Config, checkpoint: dict) -> dict:
 
 
 def precision_for(config: Config, device_type: str) -> str:
-    if config.mixed_precision == "fp16" and device_type != "cuda":
+    """What --mixed_precision asks for, where the device has it: a processor that must imitate it is far slower."""
+    wanted = config.mixed_precision
+    if wanted == "fp16" and device_type != "cuda":
         say(f"--mixed_precision fp16 needs a GPU: this run on {device_type} uses fp32")
         return "no"
-    return config.mixed_precision
+    if wanted == "bf16" and device_type == "cpu" and not cpu_has_bf16():
+        say("--mixed_precision bf16: this processor has no bf16 arithmetic, so this run uses fp32")
+        return "no"
+    return wanted
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies in bf16 (AVX-512 BF16, AMX, Arm's BF16)."""
+    return any(present is True for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
 def make_optimizer(model: StoryModel, config: Config) -> torch.optim.Optimizer:

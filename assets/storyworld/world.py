@@ -1131,7 +1131,7 @@ def _zed(x: float, y: float, size: float):
 
 @dataclass(frozen=True)
 class Prop:
-    """A table and its place; `x` and `y` in picture widths from the left of an unmirrored panel."""
+    """A table and its place; `x` and `y` in picture widths."""
 
     x: float
     y: float
@@ -1139,7 +1139,6 @@ class Prop:
     rows: tuple
     front: bool = True  # drawn over the characters
     with_hero: bool = False  # moves with the hero instead
-    legible: bool = False  # holds a letter: never turned round
 
 
 PROBLEM_PROPS = {
@@ -1147,7 +1146,7 @@ PROBLEM_PROPS = {
         ("box", "wood", -0.06, -0.9, 0.06, 0, 0.03),
         ("poly", "path", (-0.42, -1.0), (0.3, -1.0), (0.5, -0.69), (0.3, -0.38), (-0.42, -0.38)),
         *QUESTION,
-    ), legible=True),
+    )),
     "river": Prop(11.5 / 16, 1.02, 0.36, (
         ("blob", "water", (-0.1, -1.0), (0.5, -1.0), (0.5, -0.76), (0.2, -0.6), (0.7, -0.45), (1.0, 0.2), (-0.8, 0.2),
          (-0.8, -0.1), (-0.2, -0.36), (-0.5, -0.56), (-0.2, -0.74)),
@@ -1181,7 +1180,7 @@ PROBLEM_PROPS = {
         ("blob", "path", (-0.02, -1.0), (0.14, -1.0), (0.1, -0.86), (0.5, -0.72), (0.5, -0.5), (0.1, -0.4), (0.6, 0.2),
          (-0.7, 0.2), (-0.5, -0.4), (0.1, -0.6), (-0.2, -0.74)),
         _zed(-0.1, -1.42, 0.2), _zed(-0.12, -1.9, 0.28), _zed(-0.15, -2.5, 0.38),
-    ), front=False, legible=True),
+    ), front=False),
 }  # fmt: skip
 
 ENDING_PROPS = {
@@ -1399,10 +1398,9 @@ SCATTERS = (
 
 @dataclass(frozen=True)
 class Layout:
-    """What the seed decides about a story's place; the same in all its panels."""
+    """What the seed decides about a story's place; the same in all its panels. The characters always stand in the same
+    places: a painter that had to guess the side for each picture would paint neither well."""
 
-    flip: int  # -1: everything mirrored
-    hero: int  # 0, 1: the two places of the hero, 1/16 apart
     disc: int  # 0, 1: the two places of sun and moon
     variant: int
     scatter: int
@@ -1413,8 +1411,6 @@ def layout_of(story: Story) -> Layout:
     chance = random.Random(f"layout {story.seed}")
     variants = len(PLACES[story.factors["place"]].variants)
     return Layout(
-        flip=chance.choice((1, -1)),
-        hero=chance.randrange(2),
         disc=chance.randrange(2),
         variant=chance.randrange(variants),
         scatter=chance.randrange(len(SCATTERS)),
@@ -1463,7 +1459,6 @@ def _crescent():
 
 def _draw_disc(canvas: Canvas, time: Time, weather: Weather, layout: Layout) -> None:
     """Sun or moon, in the sky above the hero."""
-    x = 0.5 + layout.flip * ((3 + layout.disc) / 16 - 0.5)
     behind = mix(time.top, time.low, time.height / 0.75)
     haze = mix(behind, GREY, weather.grey)
     disc = mix(time.disc, mix(haze, CREAM, 0.4), weather.dim)  # paler, as behind mist
@@ -1471,15 +1466,14 @@ def _draw_disc(canvas: Canvas, time: Time, weather: Weather, layout: Layout) -> 
     rows = [("oval", "halo", 0, 0, 1.4, 1.4), ("oval", "disc", 0, 0, 1, 1)]
     if time is TIMES["night"]:
         rows = [("poly", "disc", *_crescent())]
-    canvas.paint(rows, Spot(x, time.height, time.radius, layout.flip), inks)
+    canvas.paint(rows, Spot((3 + layout.disc) / 16, time.height, time.radius), inks)
 
 
 def _draw_clouds(canvas: Canvas, time: Time, weather: Weather, layout: Layout) -> None:
     """Three big clouds along the top."""
     colour = mix(weather.cloud, time.light, time.strength * 0.8)
     for x, y, scale in ((0.1, 0.1, 0.16), (0.5, 0.07, 0.17), (0.9, 0.11, 0.17)):
-        across = 0.5 + layout.flip * (x - 0.5) + (layout.disc - 0.5) / 16
-        canvas.paint(CLOUD, Spot(across, y, scale), {"cloud": colour})
+        canvas.paint(CLOUD, Spot(x + (layout.disc - 0.5) / 16, y, scale), {"cloud": colour})
 
 
 def _draw_scatter(canvas: Canvas, time: Time, weather: str, layout: Layout) -> None:
@@ -1513,7 +1507,7 @@ def backdrop(place: str, time: str, weather: str, layout: Layout, pixels: int) -
 
     def stand(motifs):
         for motif, x, y, scale in motifs:
-            canvas.paint(SCENERY[motif], Spot(0.5 + layout.flip * (x - 0.5), y, scale, layout.flip), inks)
+            canvas.paint(SCENERY[motif], Spot(x, y, scale), inks)
 
     stand((*scene.always, *scene.variants[layout.variant]))
     middle = Spot(0.5, 1.0, 1.0)
@@ -1553,7 +1547,7 @@ ALWAYS_SHOWN = ("species", "colour", "place", "time", "weather")
 
 SUPERSAMPLE = 4
 OUTLINE = 0.011  # 1.4 pixels of 128
-HERO_X, HERO_Y, HERO_SCALE = (4.5 / 16, 5.5 / 16), 0.93, 0.52
+HERO_X, HERO_Y, HERO_SCALE = 4.5 / 16, 0.93, 0.52
 HELPER_X, HELPER_Y, HELPER_SCALE = 13.5 / 16, 0.93, 0.33
 OBJECT_X, OBJECT_Y, OBJECT_SCALE = 10.5 / 16, 0.36, 0.29
 BUBBLE_LIFT, BUBBLE_SCALE = 0.04, 0.27
@@ -1571,13 +1565,10 @@ class _Panel:
         self.light = TIMES[time], WEATHERS[weather]
         self.inks = _lit(INKS, *self.light, share=ACTORS_SHARE)
         self.shadow = mix(_scenery_inks(PLACES[place], *self.light)["grass"], PLUM, 0.3)
-        self.hero_x = HERO_X[self.layout.hero]
 
     def put(self, rows, x, y, scale, flip=1, lean=0.0, inks=None, outline=OUTLINE):
-        """Rows at (x, y) of the unmirrored panel; `flip` -1 turns them round."""
-        mirror = self.layout.flip
-        spot = Spot(0.5 + mirror * (x - 0.5), y, scale, mirror * flip, lean)
-        self.canvas.paint(rows, spot, inks or self.inks, outline)
+        """Rows at (x, y); `flip` -1 turns them round."""
+        self.canvas.paint(rows, Spot(x, y, scale, flip, lean), inks or self.inks, outline)
 
     def character(self, species, colour, mood, x, y, scale, flip=1):
         """An animal with its face and its shadow."""
@@ -1591,8 +1582,8 @@ class _Panel:
         """Those of the props that are in front of the characters, or those behind."""
         for prop in props:
             if prop.front == front:
-                x = self.hero_x if prop.with_hero else prop.x
-                self.put(prop.rows, x, prop.y, prop.scale, flip=self.layout.flip if prop.legible else 1)
+                x = HERO_X if prop.with_hero else prop.x
+                self.put(prop.rows, x, prop.y, prop.scale)
 
 
 def mood_of(story: Story, beat: int) -> str:
@@ -1619,7 +1610,7 @@ def draw_panel(story: Story, beat: int, size: int = 128) -> Image.Image:
     props = [table[shown[key]] for key, table in tables.items() if key in shown]
 
     panel.props(props, front=False)
-    panel.character(shown["species"], shown["colour"], mood, panel.hero_x, HERO_Y, HERO_SCALE)
+    panel.character(shown["species"], shown["colour"], mood, HERO_X, HERO_Y, HERO_SCALE)
     if "helper" in shown:
         helper = shown["helper"]
         panel.character(helper, NATURAL[helper], mood, HELPER_X, HELPER_Y, HELPER_SCALE, flip=-1)
