@@ -76,6 +76,7 @@ class Config:
     prior_layers: int = flag(4, "layers of the prior", low=1)
     num_heads: int = flag(8, "attention heads of encoder and prior", low=1)
     soft_tokens_per_slot: int = flag(1, "soft prompt tokens for each slot", low=1)
+    image_condition: str = flag("text", "what the painter is conditioned on", choices=("text", "storyboard"))
     # the objective
     beta_kl: float = flag(0.1, "weight of the latent NLL", low=0)
     commitment_weight: float = flag(0.25, "weight of the VQ commitment term", low=0)
@@ -938,7 +939,8 @@ class LatentDiffusion:
         return self.noise_schedule.add_noise(latents, noise, timesteps), timesteps, noise
 
     def nll(self, latents: Tensor, states: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-        """Denoising error of each picture, (B,): mean over latent elements of ||eps_omega(x_t, t, s) - eps||^2."""
+        """Denoising error of each picture, (B,): mean over latent elements of ||eps_omega(x_t, t, s) - eps||^2, given
+        the states (B, L, C) of s and their mask. Differentiable in `states`."""
         noisy, timesteps, noise = self.add_noise(latents, generator)
         predicted = self.unet(noisy, timesteps, states, encoder_attention_mask=mask).sample
         if self.prediction_type == "v_prediction":  # v = alpha eps - sigma x_0, so eps = alpha v + sigma x_t
@@ -946,18 +948,27 @@ class LatentDiffusion:
             predicted = alpha_bar.sqrt() * predicted + (1 - alpha_bar).sqrt() * noisy
         return (predicted.float() - noise.float()).square().mean((1, 2, 3))
 
+    def silence(self) -> Tensor:
+        """The last state (C,) of the empty text: a token that asks for nothing."""
+        return self.encode_texts([""])[0][0, -1]
+
     @torch.no_grad()
-    def paint(self, text: str, config: Config, seed: int) -> Image.Image:
-        """One picture of the whole text."""
-        states, _ = self.encode_texts([text])
-        empty, _ = self.encode_texts([""])
-        return self.pipeline(
-            prompt_embeds=states,
-            negative_prompt_embeds=empty.repeat(1, states.shape[1] // empty.shape[1], 1),
-            num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
-            generator=torch.Generator().manual_seed(seed),
-        ).images[0]
+    def paint(self, states: Tensor, mask: Tensor, config: Config, seeds: list[int]) -> list[Image.Image]:
+        """A picture of each condition, states (B, L, C) and mask (B, L). The pipeline has no mask, so conditions of one
+        length are painted together; a picture is a function of its own condition and seed."""
+        empty, lengths, pictures = self.encode_texts([""])[0], mask.sum(1), {}
+        for length in lengths.unique().tolist():
+            places = (lengths == length).nonzero().squeeze(1).tolist()
+            nothing = empty.repeat(1, -(-length // empty.shape[1]), 1)[:, :length]
+            painted = self.pipeline(
+                prompt_embeds=torch.stack([states[place][mask[place]] for place in places]),
+                negative_prompt_embeds=nothing.expand(len(places), -1, -1),
+                num_inference_steps=config.num_inference_steps,
+                guidance_scale=config.guidance_scale,
+                generator=[torch.Generator().manual_seed(seeds[place]) for place in places],
+            ).images
+            pictures |= dict(zip(places, painted))
+        return [pictures[place] for place in range(len(seeds))]
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -999,6 +1010,25 @@ class SoftPrompt(nn.Module):
         return self.unit * embeds.unflatten(-1, (self.per_slot, -1)).flatten(1, 2)  # (B, P, E)
 
 
+class ImageCondition(nn.Module):
+    """Code vectors (B, S, D) -> tokens (B, S, C) that stand behind the text's in the painter's cross-attention. They
+    start as the empty text's last state, which asks for nothing."""
+
+    def __init__(self, config: Config, silence: Tensor):
+        super().__init__()
+        self.slot = nn.Parameter(torch.randn(NUM_SLOTS, 16))
+        self.silence = nn.Parameter(silence.float().clone())
+        self.hidden = nn.Linear(config.code_dim + 16, 4 * config.code_dim)
+        self.out = nn.Linear(4 * config.code_dim, len(silence))
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        slots = self.slot.expand(len(vectors), -1, -1)
+        hidden = F.gelu(self.hidden(torch.cat([vectors, slots], -1)))  # (B, S, 4 D)
+        return self.silence + self.out(hidden)  # (B, S, C)
+
+
 class Losses(NamedTuple):
     """Means over the batch. The ELBO's own unit is nats per story; the sum is taken per token, where text NLL has the
     size that learning rates and clipping are used to."""
@@ -1027,6 +1057,9 @@ class StoryModel(nn.Module):
         self.encoder = StoryboardEncoder(config, rows, self.max_tokens)
         self.prior = Prior(config)
         self.soft_prompt = SoftPrompt(config, rows)
+        self.image_condition = None  # the text alone
+        if config.image_condition == "storyboard" and diffusion is not None:
+            self.image_condition = ImageCondition(config, diffusion.silence())
 
     @property
     def lm(self) -> LanguageModel:
@@ -1042,6 +1075,15 @@ class StoryModel(nn.Module):
     def soft(self, codes: Tensor) -> Tensor:
         """Storyboards as numbers (B, S) -> soft prompts (B, P, E)."""
         return self.soft_prompt(self.encoder.look_up(codes))
+
+    def condition(self, texts: list[str], vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """What the painter is told: the states of M texts (M, L, C) and their mask, and with `--image_condition
+        storyboard` what the vectors (M, S, D) say behind them."""
+        states, mask = self.diffusion.encode_texts(texts)
+        if self.image_condition is None:
+            return states, mask
+        tokens = self.image_condition(vectors).to(states)  # (M, S, C)
+        return torch.cat([states, tokens], 1), F.pad(mask, (0, NUM_SLOTS), value=True)
 
     def tokenize(self, stories: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Stories -> tokens (B, T), mask (B, T), cut (B,) on the model's device; every story needs a token."""
@@ -1064,7 +1106,7 @@ class StoryModel(nn.Module):
         nll = lm.nll(soft, tokens[rows], mask[rows], cut[rows])
         text_nll, constant_nll = nll[: len(tokens)].mean(), nll[len(tokens) :].mean()
         latent_nll = self.prior.nll(storyboard.codes).mean()
-        diffusion_nll = self.diffusion_nll(batch, noise)
+        diffusion_nll = self.diffusion_nll(batch, storyboard.vectors, noise)
         started = bool(self.encoder.quantizer.updates)  # before that there are no codes for the prior to learn
         bound = text_nll + constant_nll + (config.beta_kl if started else 0.0) * latent_nll
         total = (
@@ -1099,14 +1141,16 @@ class StoryModel(nn.Module):
             vectors.append(self.encode(tokens, mask).vectors - self.encoder.slot_mean.mean)  # (B, S, D)
         self.encoder.quantizer.start(torch.cat(vectors).flatten(0, 1))
 
-    @torch.no_grad()  # the picture is conditioned on the text, which nothing here trains: the term is a monitor
-    def diffusion_nll(self, batch: dict, noise: torch.Generator) -> Tensor:
+    def diffusion_nll(self, batch: dict, vectors: Tensor, noise: torch.Generator) -> Tensor:
+        """The denoising error of the batch's M pictures, those of its first M stories. Where the painter is conditioned
+        on the text alone, which nothing here trains, the term is a monitor."""
         diffusion = self.diffusion
         if diffusion is None or batch["pixels"] is None:
             return torch.zeros((), device=self.lm.device)
         latents = diffusion.encode_pictures(batch["pixels"], batch["pictures"])
-        states, mask = diffusion.encode_texts(batch["texts"])
-        return diffusion.nll(latents, states, mask, noise).mean()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.image_condition is not None):
+            condition = self.condition(batch["texts"], vectors[: len(latents)])
+            return diffusion.nll(latents, *condition, noise).mean()
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -1189,8 +1233,9 @@ def load_model(checkpoint: dict, config: Config, device, dtype: torch.dtype, pai
     lm = LanguageModel(config.lm_model, device, dtype)
     diffusion = LatentDiffusion(config.diffusion_model, device, dtype) if paints else None
     model = StoryModel(config, lm, diffusion).to(device)
+    tensors = {key: tensor for key, tensor in checkpoint["model"].items() if paints or "image_condition" not in key}
     try:
-        model.load_state_dict(checkpoint["model"])
+        model.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise StoryError(f"{checkpoint['path']} does not fit its configuration: {reason}", 2) from error
@@ -1250,12 +1295,14 @@ def draw_storyboard(model: StoryModel, prompt: str, pinned: list[int | None], co
     return codes[pick.to(codes.device)]
 
 
+@torch.no_grad()
 def illustrate(model: StoryModel, config: Config, prompt: str) -> IllustratedStory:
     """One story and its picture; a function of the model, the configuration, its seed and the prompt alone."""
     pinned = parse_storyboard(config.storyboard, model.prior.num_codes)
     codes = draw_storyboard(model, prompt, pinned, config)
     story = model.lm.write(model.soft(codes), prompt, config, config.seed)
-    image = model.diffusion.paint(story, config, config.seed)
+    condition = model.condition([story], model.encoder.look_up(codes))
+    (image,) = model.diffusion.paint(*condition, config, [config.seed])
     return IllustratedStory(prompt, story, codes[0].tolist(), image)
 
 
@@ -1311,7 +1358,7 @@ def generate(config: Config, checkpoint: dict) -> IllustratedStory:
 # 10. Evaluation
 # In: a model and held-out stories. Out: what the storyboard costs and what it returns, in nats and bits per story,
 # beside the fair baselines: another story's storyboard, one drawn from the prior, a learned constant soft prompt of
-# the same length, and no soft prompt at all.
+# the same length, and no soft prompt at all; whether the pictures listen; and what each code has come to mean.
 # ------------------------------------------------------------------------------------------------------------------
 
 
@@ -1359,9 +1406,33 @@ def measure_text(
 
 
 @torch.no_grad()
-def measure_pictures(model: StoryModel, rows: list[Row], folder: Path, config: Config) -> dict[str, np.ndarray]:
-    """Diffusion NLL of one panel of each story with its own text and with another story's, on common noise."""
-    diffusion, size, own, other = model.diffusion, config.eval_batch_size, [], []
+def measure_retrieval(model: StoryModel, stories: list[str], config: Config, among: int = 64) -> np.ndarray:
+    """Whether a story is the likeliest of `among` under its own storyboard, argmax of p_psi(s | z): (N,) of 0 and 1."""
+    found, size = [], config.eval_batch_size
+    work = tqdm(total=len(stories), desc="retrieval", disable=not sys.stderr.isatty(), leave=False)
+    for start in range(0, len(stories), among):
+        end = min(start + among, len(stories))
+        first = max(0, end - among)  # the last group borrows candidates from the one before
+        tokens, mask, cut = model.tokenize(stories[first:end])
+        codes = model.encode(tokens, mask).codes
+        for place in range(start - first, end - first):
+            soft = model.soft(codes[[place]])
+            groups = zip(tokens.split(size), mask.split(size), cut.split(size))
+            nll = [model.lm.nll(soft.expand(len(group[0]), -1, -1), *group) for group in groups]
+            found.append(float(torch.cat(nll).argmin() == place))
+            work.update()
+    work.close()
+    return np.array(found)
+
+
+@torch.no_grad()
+def measure_pictures(
+    model: StoryModel, rows: list[Row], codes: Tensor, folder: Path, config: Config
+) -> dict[str, np.ndarray]:
+    """Diffusion NLL of one panel of each story: with its own text and storyboard, with another story's text, and with
+    another's storyboard, on common noise. codes (N, S)."""
+    diffusion, size = model.diffusion, config.eval_batch_size
+    errors = {"true": [], "shuffled_story": [], "shuffled_storyboard": []}
     for start in tqdm(range(0, len(rows), size), desc="diffusion NLL", disable=not sys.stderr.isatty(), leave=False):
         batch = range(start, min(start + size, len(rows)))
         panels = [rows[i].panels[i % len(rows[i].panels)] for i in batch]
@@ -1372,11 +1443,38 @@ def measure_pictures(model: StoryModel, rows: list[Row], folder: Path, config: C
         latents = diffusion.encode_pictures(torch.stack(pixels), [panel.image_path for panel in panels])
         followers = [rows[(i + 1) % len(rows)].panels for i in batch]
         others = [candidates[i % len(candidates)] for i, candidates in zip(batch, followers)]  # the same beat
-        for values, speakers in ((own, panels), (other, others)):
-            states, mask = diffusion.encode_texts([panel.text for panel in speakers])
-            nll = diffusion.nll(latents, states, mask, seeded(config.seed, 2, start))
-            values.append(nll.double().cpu().numpy())
-    return {"diffusion_nll.true": np.concatenate(own), "diffusion_nll.shuffled_story": np.concatenate(other)}
+        own, other = codes[list(batch)], codes.roll(-1, 0)[list(batch)]
+        for kind, speakers, board in zip(errors, (panels, others, panels), (own, own, other)):
+            condition = model.condition([panel.text for panel in speakers], model.encoder.look_up(board))
+            nll = diffusion.nll(latents, *condition, seeded(config.seed, 2, start))
+            errors[kind].append(nll.double().cpu().numpy())
+    return {f"diffusion_nll.{kind}": np.concatenate(values) for kind, values in errors.items()}
+
+
+# what the picture of a whole story shows
+SHOWN_AT_THE_END = ("species", "colour", "place", "time", "weather", "object", "helper", "ending")
+
+
+@torch.no_grad()
+def measure_factors(model: StoryModel, rows: list[Row], codes: Tensor, config: Config) -> dict[str, np.ndarray]:
+    """The storyworld alone: each story is painted as `generate` paints, and a probe that was trained on drawn pictures
+    reads its factors off the picture. factors.NAME is (N,) of 0 and 1: right or wrong."""
+    if not all(row.factors for row in rows):
+        return {}
+    sys.path.insert(0, str(EMBEDDED_CHECKPOINT.parent))
+    from probe import load_probe
+
+    probe, size, right = load_probe(EMBEDDED_CHECKPOINT.with_name("probe.safetensors")), config.eval_batch_size, {}
+    for start in tqdm(range(0, len(rows), size), desc="pictures", disable=not sys.stderr.isatty(), leave=False):
+        batch = rows[start : start + size]
+        condition = model.condition([row.story for row in batch], model.encoder.look_up(codes[start : start + size]))
+        seeds = [config.seed + start + place for place in range(len(batch))]
+        pictures = model.diffusion.paint(*condition, config, seeds)
+        pixels = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).permute(0, 3, 1, 2) / 255
+        for row, read in zip(batch, probe.read(pixels)):
+            for name in SHOWN_AT_THE_END:
+                right.setdefault(f"factors.{name}", []).append(float(read[name] == row.factors[name]))
+    return {name: np.array(values) for name, values in right.items()}
 
 
 def bootstrap(statistic, count: int, draws: int = 1000, seed: int = 0) -> list[float]:
@@ -1385,8 +1483,8 @@ def bootstrap(statistic, count: int, draws: int = 1000, seed: int = 0) -> list[f
     return np.percentile([statistic(rng.integers(count, size=count)) for _ in range(draws)], [2.5, 97.5]).tolist()
 
 
-def summarize(text: TextMeasures, pictures: dict[str, np.ndarray], num_codes: int) -> dict:
-    """The table of the README: each key with its 95 % interval under key_ci."""
+def summarize(text: TextMeasures, others: dict[str, np.ndarray], num_codes: int) -> dict:
+    """The table of the README: each key with its 95 % interval under key_ci. `others`: more columns, (N,) each."""
     nll, bit = text.text_nll, math.log(2)
     returned, spent = (nll["constant"] - nll["true"]) / bit, text.latent_nll / bit
     columns = {f"text_nll.{kind}": values for kind, values in nll.items()}
@@ -1396,7 +1494,7 @@ def summarize(text: TextMeasures, pictures: dict[str, np.ndarray], num_codes: in
         "elbo_constant": -nll["constant"],
         "elbo_none": -nll["none"],
     }
-    columns |= {"codebook.vote_share": text.vote_share, **pictures}
+    columns |= {"codebook.vote_share": text.vote_share, **others}
     statistics = {
         key: partial(lambda values, pick: float(values[pick].mean()), values) for key, values in columns.items()
     }
@@ -1429,9 +1527,13 @@ def evaluate(config: Config, checkpoint: dict) -> dict:
     rows = read_rows(config.data_root, config.split, config.max_val_samples)
     device, dtype = pick_device()
     model = load_model(checkpoint, config, device, dtype)
-    text = measure_text(model, [row.story for row in rows], config, ("true", "shuffled", "prior", "constant", "none"))
-    pictures = measure_pictures(model, rows, Path(config.data_root) / config.split, config)
-    table = summarize(text, pictures, config.num_codes)
+    stories = [row.story for row in rows]
+    text = measure_text(model, stories, config, ("true", "shuffled", "prior", "constant", "none"))
+    codes = torch.from_numpy(text.codes).to(device)
+    others = {"retrieval_at_64": measure_retrieval(model, stories, config)}
+    others |= measure_pictures(model, rows, codes, Path(config.data_root) / config.split, config)
+    others |= measure_factors(model, rows, codes, config)
+    table = summarize(text, others, config.num_codes)
     print(f"{len(rows)} stories of {config.data_root}/{config.split}, {checkpoint['path']}, step {checkpoint['step']}")
     for key, value in table.items():
         if not key.endswith("_ci"):
@@ -1470,7 +1572,7 @@ def cpu_has_bf16() -> bool:
 def make_optimizer(model: StoryModel, config: Config) -> torch.optim.Optimizer:
     """AdamW on all that is trained; a soft prompt wants a larger learning rate than a network."""
     soft = list(model.soft_prompt.parameters())
-    rest = list(model.encoder.parameters()) + list(model.prior.parameters())
+    rest = [parameter for name, parameter in model.named_parameters() if not name.startswith("soft_prompt.")]
     groups = [dict(params=rest), dict(params=soft, lr=config.learning_rate * config.soft_prompt_lr_scale)]
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.adam_weight_decay)
 
@@ -1564,7 +1666,8 @@ class Trainer:
         say(f"  {len(self.rows)} stories; batch {batch} stories a step")
         say(f"  steps {self.step} to {config.max_train_steps}, seed {config.seed}")
         say(f"  losses: tensorboard --logdir {config.output_dir}")
-        say("  the diffusion NLL is a monitor: with the text as its only condition it cannot train the storyboard")
+        if model.image_condition is None:
+            say("  the diffusion NLL is a monitor: with the text as its only condition it cannot train the storyboard")
         settings = json.dumps(dataclasses.asdict(config), indent=2)
         self.writer.add_text("config", f"```json\n{settings}\n```", self.step)
 

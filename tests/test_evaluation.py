@@ -36,7 +36,7 @@ def test_every_number_is_there_with_its_interval(evaluated):
     wanted = {f"text_nll.{kind}" for kind in KINDS} | {f"text_nll_per_token.{kind}" for kind in KINDS}
     wanted |= {"bits_returned", "bits_spent", "efficiency", "elbo", "elbo_constant", "elbo_none", "codebook.used",
                "codebook.perplexity", "codebook.vote_share", "diffusion_nll.true",
-               "diffusion_nll.shuffled_story"}  # fmt: skip
+               "diffusion_nll.shuffled_story", "diffusion_nll.shuffled_storyboard", "retrieval_at_64"}  # fmt: skip
     assert wanted <= set(table)
     assert table["bits_uniform"] == 24  # eight codes of three bits
     for key in wanted:
@@ -53,6 +53,18 @@ def test_the_numbers_belong_together(evaluated):
     assert table["efficiency"] == pytest.approx(bits / table["bits_spent"])
     assert table["elbo"] == pytest.approx(-table["text_nll.true"] - table["bits_spent"] * np.log(2))
     assert table["elbo_none"] == pytest.approx(-table["text_nll.none"])
+
+
+@torch.no_grad()
+def test_retrieval_finds_the_likeliest_of_its_group(measured):
+    """By hand, in groups of four: the last of the ten stories is looked for among the last four."""
+    model, stories, text = measured
+    found = sgm.measure_retrieval(model, stories, model.config, among=4)
+    for number in range(10):
+        first = min(number // 4 * 4, 6)
+        tokens, mask, cut = model.tokenize(stories[first : first + 4])
+        soft = model.soft(torch.from_numpy(text.codes[[number]])).expand(4, -1, -1)
+        assert found[number] == (model.lm.nll(soft, tokens, mask, cut).argmin() == number - first)
 
 
 def test_none_is_the_plain_language_model(measured):
@@ -92,9 +104,11 @@ def test_no_story_is_shuffled_onto_itself(checkpoint, measured, tmp_path):
     config = dataclasses.replace(checkpoint["config"], eval_batch_size=4)
     root = make_data(tmp_path / "data", train=1, val=5, panels=1)
     rows = sgm.read_rows(str(root), "val")
-    pictures = sgm.measure_pictures(model, rows, root / "val", config)
+    boards = torch.from_numpy(text.codes[:5])
+    pictures = sgm.measure_pictures(model, rows, boards, root / "val", config)
     own, other = pictures["diffusion_nll.true"], pictures["diffusion_nll.shuffled_story"]
     assert len(own) == len(other) == 5 and (own != other).all()
+    assert (own == pictures["diffusion_nll.shuffled_storyboard"]).all()  # the text alone is the condition
     distinct = [number for number in range(10) if (text.codes[number] != text.codes[number - 1]).any()]
     assert distinct
     assert all(text.text_nll["true"][number] != text.text_nll["shuffled"][number] for number in distinct)

@@ -86,6 +86,26 @@ def test_the_total_is_the_weighted_sum_per_token(model, batch, weights):
     torch.testing.assert_close(losses.total, expected)
 
 
+def test_the_painter_s_error_teaches_the_storyboard_where_it_is_the_condition(make_config, lm, diffusion, batch):
+    """At the start the storyboard asks for nothing, so it takes a step before a code changes the error."""
+    model = sgm.StoryModel(make_config(image_condition="storyboard"), lm, diffusion).train()
+    model.encoder.quantizer.start(torch.randn(64, 4))
+    board = model.encode(batch["tokens"], batch["mask"])
+    states, mask = model.condition(batch["texts"], board.vectors)
+    text_states, text_mask = diffusion.encode_texts(batch["texts"])
+    assert torch.equal(states[:, :-8], text_states) and torch.equal(mask[:, :-8], text_mask) and mask[:, -8:].all()
+    torch.testing.assert_close(states[:, -8:], diffusion.silence().expand(4, 8, -1))
+    frozen = frozen_tensors(model)
+    take_steps(model, batch, 3, learning_rate=0.01)
+    model.zero_grad()
+    model(batch, sgm.seeded(0)).diffusion_nll.backward()
+    assert model.encoder.to_code.weight.grad.any() and model.image_condition.out.weight.grad.any()
+    assert all(torch.equal(before, frozen_tensors(model)[name]) for name, before in frozen.items())
+    own, _ = model.condition(batch["texts"], model.encoder.look_up(board.codes))
+    other, _ = model.condition(batch["texts"], model.encoder.look_up((board.codes + 1) % 8))
+    assert (own[:, -8:] != other[:, -8:]).any(-1).all()
+
+
 def test_the_diffusion_term_is_a_monitor_and_may_be_absent(model, batch):
     losses = model(batch, sgm.seeded(0))
     assert losses.diffusion_nll > 0 and not losses.diffusion_nll.requires_grad
