@@ -85,10 +85,10 @@ class Config:
     ema_decay: float = flag(0.99, "decay of the codebook's moving averages", low=0)
     quantizer_warmup_steps: int = flag(1000, "steps before the quantiser is switched on", low=0)
     # data
-    data_root: str = flag("data", "folder that holds train/ and val/", "train evaluate")
+    data_root: str = flag("data", "folder that holds train/ and val/", "train evaluate codebook")
     max_train_samples: int = flag(0, "use only the first N training stories; 0 is all of them", low=0)
     max_val_samples: int = flag(
-        256, "use only the first N validation stories; 0 is all of them", "train evaluate", low=0
+        256, "use only the first N validation stories; 0 is all of them", "train evaluate codebook", low=0
     )
     dataloader_num_workers: int = flag(2, "processes that read pictures", low=0)
     # optimisation
@@ -114,8 +114,10 @@ class Config:
     # generation
     validation_prompt: str = flag("", "opening of the sample story; by default the first validation prompt")
     prompt: str = flag("", "opening line of the story", "generate")
-    ckpt: str = flag("", "checkpoint; the embedded storyworld one by default", "generate evaluate")
-    output: str = flag("", "where the picture (generated.png) or the metrics go", "generate evaluate")
+    ckpt: str = flag("", "checkpoint; the embedded storyworld one by default", "generate evaluate codebook")
+    output: str = flag(
+        "", "where the picture (generated.png), the metrics or the codebook's page go", "generate evaluate codebook"
+    )
     storyboard: str = flag("", 'codes to pin, "3 17 _ _ 5 _ _ _"; _ leaves a slot free', "generate")
     num_storyboards: int = flag(
         32, "storyboards drawn from the prior, of which the prompt picks one", "generate", low=1
@@ -125,8 +127,9 @@ class Config:
     max_new_tokens: int = flag(320, "longest continuation of the prompt, in tokens", "train generate", low=1)
     num_inference_steps: int = flag(20, "denoising steps of the picture", "train generate", low=1)
     guidance_scale: float = flag(7.5, "classifier-free guidance of the picture", "train generate", low=0)
-    split: str = flag("val", "which split to evaluate", "evaluate", choices=("train", "val"))
-    eval_batch_size: int = flag(32, "stories per pass in evaluation", "train evaluate", low=1)
+    split: str = flag("val", "which split to look at", "evaluate codebook", choices=("train", "val"))
+    eval_batch_size: int = flag(32, "stories per pass in evaluation", "train evaluate codebook", low=1)
+    top_codes: int = flag(24, "how many of the most used codes to show", "codebook", low=1)
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -169,6 +172,7 @@ COMMANDS = {
     "train": "train encoder, codebook, prior and soft prompt on data made by download_data.py",
     "generate": "write a story from a prompt and paint its picture",
     "evaluate": "measure a checkpoint on held-out stories",
+    "codebook": "show what the codes of a checkpoint mean",
 }
 
 
@@ -198,12 +202,14 @@ def parse_args(argv: list[str]) -> tuple[str, Config, set[str]]:
 if __name__ == "__main__":  # --help and a mistyped flag are answered before torch's seconds of import
     parse_args(sys.argv[1:])
 
+import html
 import math
 import re
 import signal
 import time
 import warnings
 import zipfile
+from collections import Counter
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
@@ -1544,6 +1550,123 @@ def evaluate(config: Config, checkpoint: dict) -> dict:
     return table
 
 
+class CodeMeaning(NamedTuple):
+    """What goes with one code: in how many chunks it stands, in which slots (1 to 8), and which words and (on the
+    storyworld) factors are there more often than in those slots at large."""
+
+    code: int
+    count: int
+    slots: list[int]
+    words: list[str]
+    factors: list[str]
+
+
+def telling(inside: list[set[str]], expected: dict[str, float], most: int) -> list[tuple[str, float]]:
+    """The `most` things that tell a code's chunks from others of their slots, by p log(p / expected), each with p, its
+    share of the chunks. What stands in one chunk alone tells nothing."""
+    counts = Counter(thing for chunk in inside for thing in chunk)
+    shares = {thing: count / len(inside) for thing, count in counts.items() if count > 1 or len(inside) == 1}
+    scores = {thing: share * math.log(share / expected[thing]) for thing, share in shares.items()}
+    best = sorted(scores, key=lambda thing: (-scores[thing], thing))[:most]
+    return [(thing, shares[thing]) for thing in best if scores[thing] > 0]
+
+
+def chunk_words(model: StoryModel, story: str) -> list[set[str]]:
+    """The words of each of a story's eight chunks, lower-cased."""
+    tokens = model.lm.tokenizer(story, add_special_tokens=False)["input_ids"][: model.max_tokens]
+    members = chunk_members(torch.ones(1, len(tokens), dtype=torch.bool))[0]  # (S, T)
+    chunks = [[token for token, member in zip(tokens, row) if member] for row in members.tolist()]
+    return [set(re.findall(r"\w+", model.lm.tokenizer.decode(chunk).lower())) for chunk in chunks]
+
+
+@torch.no_grad()
+def explain_codes(model: StoryModel, rows: list[Row], config: Config) -> list[CodeMeaning]:
+    """The most used codes of some stories, by falling use, with what goes with each."""
+    batches = [rows[i : i + config.eval_batch_size] for i in range(0, len(rows), config.eval_batch_size)]
+    codes = [model.encode(*model.tokenize([row.story for row in batch])[:2]).codes for batch in batches]
+    codes = torch.cat(codes).cpu().numpy()  # (N, S)
+    words = [chunk_words(model, row.story) for row in rows]
+    factors = [{f"{name} {value}" for name, value in row.factors.items()} for row in rows]
+    word_shares = [shares_of([story[slot] for story in words]) for slot in range(NUM_SLOTS)]
+    factor_shares, meanings = shares_of(factors), []
+    for code, count in Counter(codes.flatten().tolist()).most_common(config.top_codes):
+        places = np.argwhere(codes == code).tolist()  # [story, slot]
+        expected = Counter()
+        for _, slot in places:
+            expected.update({word: share / count for word, share in word_shares[slot].items()})
+        found = telling([words[story][slot] for story, slot in places], expected, most=6)
+        facts = telling([factors[story] for story, _ in places], factor_shares, most=3)
+        slots = sorted({slot + 1 for _, slot in places})
+        meanings.append(
+            CodeMeaning(
+                code, count, slots, [word for word, _ in found], [f"{fact} {share:.0%}" for fact, share in facts]
+            )
+        )
+    return meanings
+
+
+def shares_of(sets: list[set[str]]) -> dict[str, float]:
+    """In which share of the sets each thing is."""
+    return {thing: count / len(sets) for thing, count in Counter(thing for one in sets for thing in one).items()}
+
+
+def codebook(config: Config, checkpoint: dict) -> list[CodeMeaning]:
+    """Prints what the most used codes mean, and writes it to --output as a page."""
+    if config.output and not (config.output.endswith(".html") and Path(config.output).parent.is_dir()):
+        raise StoryError(f"--output {config.output} must be an .html file in a folder that exists", 2)
+    rows = read_rows(config.data_root, config.split, config.max_val_samples)
+    model = load_model(checkpoint, config, *pick_device(), paints=False)
+    meanings = explain_codes(model, rows, config)
+    print(f"{'code':>5} {'uses':>5}  {'slots':8} {'words':52} factors")
+    for code, count, slots, words, factors in meanings:
+        print(f"{code:5d} {count:5d}  {spans(slots):8} {' '.join(words):52} {', '.join(factors)}".rstrip())
+    if config.output:
+        Path(config.output).write_text(codebook_page(meanings, f"{len(rows)} stories, {checkpoint['path']}"))
+        say(f"page: {config.output}")
+    return meanings
+
+
+def spans(numbers: list[int]) -> str:
+    """[1, 2, 3, 6] -> '1-3,6'"""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends))
+
+
+CODEBOOK_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Codebook</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+div {{ display: grid; grid-template-columns: 4rem 4rem 4rem 1fr 1fr; gap: 0 1rem; padding: .5rem 0;
+       border-top: 1px solid #8884; align-items: baseline; }}
+b {{ border-radius: .5rem; color: #fff; text-align: center; }}
+i {{ font-style: normal; opacity: .7; }}
+@media (max-width: 40rem) {{ div {{ grid-template-columns: 4rem 4rem 1fr; }} p {{ grid-column: 1 / -1; }} }}
+p {{ margin: 0; }}
+</style>
+<h1>What the codes mean</h1>
+<p><i>{title}. Words and factors that stand with a code more often than in its slots at large.</i></p>
+<div><i>code</i><i>uses</i><i>slots</i><p><i>words</i></p><p><i>factors</i></p></div>
+{rows}
+</html>
+"""
+
+
+def code_colour(code: int) -> str:
+    """A hue of its own for each code: steps of the golden angle keep neighbours apart."""
+    return f"hsl({code * 137.508 % 360:.0f} 55% 42%)"
+
+
+def codebook_page(meanings: list[CodeMeaning], title: str) -> str:
+    rows = [
+        f'<div><b style="background: {code_colour(code)}">{code}</b><span>{count}</span><span>{spans(slots)}</span>'
+        f"<p>{html.escape(' '.join(words))}</p><p>{html.escape(', '.join(factors))}</p></div>"
+        for code, count, slots, words, factors in meanings
+    ]
+    return CODEBOOK_PAGE.format(title=html.escape(title), rows="\n".join(rows))
+
+
 # ------------------------------------------------------------------------------------------------------------------
 # 11. Training
 # In: data and a configuration. Out: checkpoints and TensorBoard in --output_dir. accelerate runs it on the devices at
@@ -1852,7 +1975,7 @@ def main(argv: list[str] | None = None) -> None:
         say(f"no --ckpt: using the embedded storyworld checkpoint {EMBEDDED_CHECKPOINT.relative_to(ROOT)}")
     checkpoint = load_checkpoint(config.ckpt or EMBEDDED_CHECKPOINT)
     config = dataclasses.replace(checkpoint["config"], **{name: getattr(config, name) for name in given})
-    {"generate": generate, "evaluate": evaluate}[command](config, checkpoint)
+    {"generate": generate, "evaluate": evaluate, "codebook": codebook}[command](config, checkpoint)
 
 
 def quiet_libraries() -> None:

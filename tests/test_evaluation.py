@@ -157,3 +157,35 @@ def test_metrics_that_cannot_be_written_are_told_as_one_line(checkpoint, tmp_pat
     config = dataclasses.replace(checkpoint["config"], output=str(tmp_path / "nowhere" / "metrics.json"))
     with pytest.raises(sgm.StoryError, match="--output"):
         sgm.evaluate(config, checkpoint)
+
+
+# The codebook, explained
+
+
+def test_what_goes_with_a_code_is_what_its_slots_do_not_all_have():
+    expected = {"owl": 0.1, "the": 1.0, "star": 0.5}
+    found = sgm.telling([{"owl", "the", "star"}, {"owl", "the"}, {"the", "once"}], expected | {"once": 0.1}, most=2)
+    assert found == [("owl", pytest.approx(2 / 3))]  # "the" is everywhere, "star" and "once" stand here once
+
+
+def test_the_codebook_is_explained_in_a_table_and_on_a_page(checkpoint, tmp_path, capsys):
+    page = tmp_path / "codebook.html"
+    config = dataclasses.replace(checkpoint["config"], output=str(page), top_codes=5, split="train")
+    meanings = sgm.codebook(config, checkpoint)
+    assert 0 < len(meanings) <= 5
+    assert [m.count for m in meanings] == sorted((m.count for m in meanings), reverse=True)
+    printed, written = capsys.readouterr().out, page.read_text()
+    for meaning in meanings:
+        assert f"{meaning.code:5d} {meaning.count:5d}" in printed and f">{meaning.code}</b>" in written
+        assert all(word in printed for word in meaning.words)
+    assert "http" not in written and "<script" not in written
+
+
+def test_words_on_the_page_are_escaped():
+    page = sgm.codebook_page([sgm.CodeMeaning(1, 2, [1, 2, 4], ["<script>"], ["a & b"])], "<title>")
+    assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; b" in page and "1-2,4" in page
+
+
+def test_a_page_that_cannot_be_written_is_told_as_one_line(checkpoint):
+    with pytest.raises(sgm.StoryError, match="--output"):
+        sgm.codebook(dataclasses.replace(checkpoint["config"], output="codebook.txt"), checkpoint)
