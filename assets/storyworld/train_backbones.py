@@ -798,7 +798,7 @@ UNET_SHAPE = dict(
 NOISE_SCHEDULE = dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
 UNET_STORIES = 2000  # 16,000 panels
 UNET_BATCH = 32
-UNET_RECIPE = Recipe(steps=2200, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.998)
+UNET_RECIPE = Recipe(steps=2000, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.998)
 READER_BATCH = 32
 READER_RECIPE = Recipe(steps=800, learning_rate=2e-3, weight_decay=0.01)
 NO_TEXT_SHARE = 0.1  # for classifier-free guidance
@@ -978,19 +978,19 @@ class PainterCheck:
 
 
 class Reader(nn.Module):
-    """The text encoder and a head for each factor that pictures show: (B, values) from its windows' last states."""
+    """The text encoder and a head for each factor that pictures show, (B, values), on the mean of its states: what
+    attention that has not learned to choose gets to see."""
 
     def __init__(self, text_encoder: nn.Module) -> None:
         super().__init__()
         self.text_encoder = text_encoder
-        sizes = [len(world.FACTORS[factor]) for factor in SEEN_FACTORS]
-        self.sizes, self.heads = sizes, nn.Linear(CLIP_SHAPE["hidden_size"], sum(sizes))
+        self.sizes = [len(world.FACTORS[factor]) for factor in SEEN_FACTORS]
+        self.heads = nn.Linear(CLIP_SHAPE["hidden_size"], sum(self.sizes))
 
     def forward(self, ids: Tensor, own: Tensor) -> tuple[Tensor, ...]:
-        last = self.text_encoder(ids[own]).last_hidden_state[:, -1]  # (own windows, E): the last place has read all
-        logits = self.heads(last)
-        logits = logits.new_zeros(*own.shape, logits.shape[-1]).index_put((own,), logits)
-        return logits.sum(1).split(self.sizes, dim=1)  # every window adds its evidence
+        states, mask = text_states(self.text_encoder, ids, own)  # (B, W * 77, E)
+        mean = states.sum(1) / mask.sum(1, keepdim=True)  # windows that a text does not need are zero
+        return self.heads(mean).split(self.sizes, dim=1)
 
 
 def pretrain_text_encoder(run: Run, tokenizer, stories: list[world.Story], text_encoder: nn.Module) -> None:
