@@ -113,6 +113,21 @@ def test_resuming_with_another_shape_is_refused(trained, tmp_path):
     assert error.value.code == 2
 
 
+# Precision
+
+
+@pytest.mark.parametrize(
+    ("wanted", "capability", "used"),
+    [("fp16", True, "no"), ("bf16", False, "no"), ("bf16", True, "bf16"), ("no", True, "no")],
+)
+def test_a_processor_gets_the_precision_it_has(make_config, monkeypatch, capsys, wanted, capability, used):
+    """Where it is not what was asked for, one line says so."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": capability, "l2": 5})
+    assert sgm.precision_for(make_config(mixed_precision=wanted), "cpu") == used
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == (wanted != used) and ("fp32" in told) == (wanted != used)
+
+
 # Accumulation, frozen parts, and faults
 
 
