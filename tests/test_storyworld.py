@@ -10,6 +10,8 @@ import torch
 import world
 from conftest import ROOT
 
+import story_generative_model as sgm
+
 FOLDER = ROOT / "assets" / "storyworld"
 STORIES = [world.write_story(seed) for seed in range(300)]
 
@@ -93,3 +95,35 @@ def test_the_autoencoder_keeps_a_drawn_picture():
         again = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
     psnr = 10 * torch.log10(4 / (again - pixels).square().mean((1, 2, 3)))
     assert psnr.mean() > 28  # dB
+
+
+def shares_right(pictures, stories, beats) -> dict[str, float]:
+    """Of each factor that the pictures (B, 3, 128, 128) show, the share that the probe reads right."""
+    from probe import load_probe
+
+    right = {}
+    for read, story, beat in zip(load_probe(FOLDER / "probe.safetensors").read(pictures), stories, beats):
+        for factor, value in world.visible_factors(story, beat).items():
+            right.setdefault(factor, []).append(read[factor] == value)
+    return {factor: float(np.mean(marks)) for factor, marks in right.items()}
+
+
+def test_the_probe_reads_drawn_pictures():
+    stories = [world.write_story(2 * 10**9 + number) for number in range(64)]
+    beats = [number % 8 for number in range(64)]
+    drawn = [np.asarray(world.draw_panel(story, beat)) for story, beat in zip(stories, beats)]
+    shares = shares_right(torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2) / 255, stories, beats)
+    assert len(shares) == 9 and min(shares.values()) > 0.9, shares
+
+
+def test_the_painter_paints_what_a_story_says():
+    """A dozen stories; the model card has the figures of hundreds."""
+    checkpoint = sgm.load_checkpoint(sgm.EMBEDDED_CHECKPOINT)
+    config = checkpoint["config"]
+    diffusion = sgm.LatentDiffusion(config.diffusion_model, torch.device("cpu"), torch.float32)
+    stories = [world.write_story(2 * 10**9 + number) for number in range(12)]
+    condition = diffusion.encode_texts([story.text for story in stories])
+    painted = diffusion.paint(*condition, config, list(range(12)))
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in painted])).permute(0, 3, 1, 2) / 255
+    shares = shares_right(pixels, stories, [7] * 12)
+    assert np.mean(list(shares.values())) > 0.9 and min(shares.values()) > 0.7, shares
