@@ -1412,17 +1412,19 @@ def measure_text(
 
 
 @torch.no_grad()
-def measure_retrieval(model: StoryModel, stories: list[str], config: Config, among: int = 64) -> np.ndarray:
-    """Whether a story is the likeliest of `among` under its own storyboard, argmax of p_psi(s | z): (N,) of 0 and 1."""
+def measure_retrieval(
+    model: StoryModel, stories: list[str], codes: Tensor, config: Config, among: int = 64
+) -> np.ndarray:
+    """Whether a story is the likeliest of `among` under its own storyboard, argmax of p_psi(s | z): (N,) of 0 and 1.
+    codes (N, S)."""
     found, size = [], config.eval_batch_size
     work = tqdm(total=len(stories), desc="retrieval", disable=not sys.stderr.isatty(), leave=False)
     for start in range(0, len(stories), among):
         end = min(start + among, len(stories))
         first = max(0, end - among)  # the last group borrows candidates from the one before
         tokens, mask, cut = model.tokenize(stories[first:end])
-        codes = model.encode(tokens, mask).codes
         for place in range(start - first, end - first):
-            soft = model.soft(codes[[place]])
+            soft = model.soft(codes[[first + place]])
             groups = zip(tokens.split(size), mask.split(size), cut.split(size))
             nll = [model.lm.nll(soft.expand(len(group[0]), -1, -1), *group) for group in groups]
             found.append(float(torch.cat(nll).argmin() == place))
@@ -1457,10 +1459,6 @@ def measure_pictures(
     return {f"diffusion_nll.{kind}": np.concatenate(values) for kind, values in errors.items()}
 
 
-# what the picture of a whole story shows
-SHOWN_AT_THE_END = ("species", "colour", "place", "time", "weather", "object", "helper", "ending")
-
-
 @torch.no_grad()
 def measure_factors(model: StoryModel, rows: list[Row], codes: Tensor, config: Config) -> dict[str, np.ndarray]:
     """The storyworld alone: each story is painted as `generate` paints, and a probe that was trained on drawn pictures
@@ -1469,8 +1467,10 @@ def measure_factors(model: StoryModel, rows: list[Row], codes: Tensor, config: C
         return {}
     sys.path.insert(0, str(EMBEDDED_CHECKPOINT.parent))
     from probe import load_probe
+    from world import ALWAYS_SHOWN, SCENES
 
     probe, size, right = load_probe(EMBEDDED_CHECKPOINT.with_name("probe.safetensors")), config.eval_batch_size, {}
+    shown = (*ALWAYS_SHOWN, *SCENES[-1].shows)  # by the picture of a whole story, which is its last panel
     for start in tqdm(range(0, len(rows), size), desc="pictures", disable=not sys.stderr.isatty(), leave=False):
         batch = rows[start : start + size]
         condition = model.condition([row.story for row in batch], model.encoder.look_up(codes[start : start + size]))
@@ -1478,7 +1478,7 @@ def measure_factors(model: StoryModel, rows: list[Row], codes: Tensor, config: C
         pictures = model.diffusion.paint(*condition, config, seeds)
         pixels = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).permute(0, 3, 1, 2) / 255
         for row, read in zip(batch, probe.read(pixels)):
-            for name in SHOWN_AT_THE_END:
+            for name in shown:
                 right.setdefault(f"factors.{name}", []).append(float(read[name] == row.factors[name]))
     return {name: np.array(values) for name, values in right.items()}
 
@@ -1536,7 +1536,7 @@ def evaluate(config: Config, checkpoint: dict) -> dict:
     stories = [row.story for row in rows]
     text = measure_text(model, stories, config, ("true", "shuffled", "prior", "constant", "none"))
     codes = torch.from_numpy(text.codes).to(device)
-    others = {"retrieval_at_64": measure_retrieval(model, stories, config)}
+    others = {"retrieval_at_64": measure_retrieval(model, stories, codes, config)}
     others |= measure_pictures(model, rows, codes, Path(config.data_root) / config.split, config)
     others |= measure_factors(model, rows, codes, config)
     table = summarize(text, others, config.num_codes)
@@ -1594,14 +1594,11 @@ def explain_codes(model: StoryModel, rows: list[Row], config: Config) -> list[Co
         expected = Counter()
         for _, slot in places:
             expected.update({word: share / count for word, share in word_shares[slot].items()})
-        found = telling([words[story][slot] for story, slot in places], expected, most=6)
+        found = [word for word, _ in telling([words[story][slot] for story, slot in places], expected, most=6)]
         facts = telling([factors[story] for story, _ in places], factor_shares, most=3)
+        facts = [f"{fact} {share:.0%}" for fact, share in facts]
         slots = sorted({slot + 1 for _, slot in places})
-        meanings.append(
-            CodeMeaning(
-                code, count, slots, [word for word, _ in found], [f"{fact} {share:.0%}" for fact, share in facts]
-            )
-        )
+        meanings.append(CodeMeaning(code, count, slots, found, facts))
     return meanings
 
 
@@ -1621,7 +1618,7 @@ def codebook(config: Config, checkpoint: dict) -> list[CodeMeaning]:
     for code, count, slots, words, factors in meanings:
         print(f"{code:5d} {count:5d}  {spans(slots):8} {' '.join(words):52} {', '.join(factors)}".rstrip())
     if config.output:
-        Path(config.output).write_text(codebook_page(meanings, f"{len(rows)} stories, {checkpoint['path']}"))
+        Path(config.output).write_text(codebook_page(meanings, f"{len(rows)} stories, {checkpoint['path']}"), "utf-8")
         say(f"page: {config.output}")
     return meanings
 

@@ -1,4 +1,4 @@
-"""Command line: the three commands from argv to what they leave."""
+"""Command line: the commands from argv to what they leave."""
 
 import dataclasses
 import subprocess

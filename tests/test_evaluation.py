@@ -59,7 +59,7 @@ def test_the_numbers_belong_together(evaluated):
 def test_retrieval_finds_the_likeliest_of_its_group(measured):
     """By hand, in groups of four: the last of the ten stories is looked for among the last four."""
     model, stories, text = measured
-    found = sgm.measure_retrieval(model, stories, model.config, among=4)
+    found = sgm.measure_retrieval(model, stories, torch.from_numpy(text.codes), model.config, among=4)
     for number in range(10):
         first = min(number // 4 * 4, 6)
         tokens, mask, cut = model.tokenize(stories[first : first + 4])

@@ -50,6 +50,8 @@ sys.path[:0] = [str(HERE), str(ROOT)]  # `world` and `probe` stand beside this f
 import world  # noqa: E402
 from probe import Probe, load_probe, save_probe  # noqa: E402
 
+import story_generative_model as sgm  # noqa: E402
+
 # ----------------------------------------------------------------------------------------------------------
 # Runs and checkpoints
 #
@@ -1072,8 +1074,6 @@ def save_pipeline(run: Run, tokenizer, painter: Painter) -> None:
 
 def train_storyboard(run: Run) -> None:
     """Stage storyboard: output_dir/storyboard.pt, trained on the backbones that stand beside this script."""
-    import story_generative_model as sgm
-
     data, folder = str(run.work_dir / "data"), run.work_dir / "storyboard"
     place = ["--data_root", data, "--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
     subprocess.run([sys.executable, ROOT / "download_data.py", "--source", "storyworld", *place[:2]], check=True)
@@ -1090,7 +1090,7 @@ def train_storyboard(run: Run) -> None:
 # Probe
 #
 # Reads the story's factors off a picture, so that "the picture shows the story" is a number. It learns from
-# drawn panels, half of them passed through the autoencoder, some blurred or noisy: generated pictures look so.
+# drawn panels, a quarter of them passed through the autoencoder, some blurred or noisy: generated pictures look so.
 # ----------------------------------------------------------------------------------------------------------
 
 PROBE_STORIES = VAE_STORIES
@@ -1189,8 +1189,6 @@ REPORT_PICTURES = 256  # generated from whole stories
 REPORT_BEATS = 128  # generated from single beats
 REPORT_PROMPTS = 100
 REPORT_BATCH = 32
-SAMPLER_STEPS = 20  # DPM-Solver++
-GUIDANCE = 2.5
 SHEET_COLUMNS, SHEET_ROWS = 8, 2  # rows of pairs
 PROMPT_FACTORS = ("species", "colour", "object")
 CARD = """# Storyworld backbones
@@ -1212,7 +1210,7 @@ Every figure is printed by `python assets/storyworld/train_backbones.py --stages
 |---|---|---|
 {lm}
 
-The world's own choices cost {nats:.1f} nats a story on average: no model of the text can do better. The prefix
+The world's own choices cost {nats:.1f} nats a story on average, an upper bound of the text's entropy. The prefix
 is one telling word of each eighth of the story, standing where a soft prompt stands.
 
 ## Pictures
@@ -1241,54 +1239,29 @@ of stories that stay with what the prompt says, and of pictures that show it.
 
 @dataclass
 class Shipped:
-    """What is in output_dir, loaded with the stock classes, in fp32."""
+    """What is in output_dir, as `generate` loads it, in fp32."""
 
-    tokenizer: object
-    lm: nn.Module
-    pipeline: object
+    model: sgm.StoryModel
+    config: sgm.Config
     probe: Probe
 
 
 def load_shipped(run: Run) -> Shipped:
-    from diffusers import StableDiffusionPipeline
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(run.output_dir / "lm")
-    lm = AutoModelForCausalLM.from_pretrained(run.output_dir / "lm", dtype=torch.float32).to(run.device).eval()
-    folder = run.output_dir / "diffusion"
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(run.device)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.vae.to(memory_format=torch.channels_last)
-    return Shipped(tokenizer, lm, pipeline, load_probe(run.output_dir / "probe.safetensors").to(run.device))
+    checkpoint = sgm.load_checkpoint(run.output_dir / "storyboard.pt")
+    backbones = dict(lm_model=str(run.output_dir / "lm"), diffusion_model=str(run.output_dir / "diffusion"))
+    config = dataclasses.replace(checkpoint["config"], **backbones)
+    model = sgm.load_model(checkpoint, config, run.device, torch.float32)
+    return Shipped(model, config, load_probe(run.output_dir / "probe.safetensors").to(run.device))
 
 
-@torch.no_grad()
-def paint(run: Run, pipeline, texts: list[str], seed: int = 0) -> np.ndarray:
-    """One generated picture per text, (N, 128, 128, 3) uint8; texts of any length.
-
-    Texts are batched by their number of windows. The empty text of the guidance is one window repeated: attention
-    over copies of a window is attention over the window.
-    """
-    ids, own = text_windows(pipeline.tokenizer, texts)
-    windows = own.sum(1)
-    pictures = np.zeros((len(texts), PANEL_SIZE, PANEL_SIZE, 3), np.uint8)
-    for count in windows.unique().tolist():
-        for part in (windows == count).nonzero()[:, 0].split(REPORT_BATCH):
-            generator = torch.Generator().manual_seed(seed_of("paint", seed, int(part[0])))
-            empty, _ = text_windows(pipeline.tokenizer, [""])
-            with run.autocast():
-                text, _ = text_states(pipeline.text_encoder, ids[part, :count].to(run.device), own[part, :count])
-                blank = pipeline.text_encoder(empty[0].to(run.device)).last_hidden_state  # (1, 77, E)
-                drawn = pipeline(
-                    prompt_embeds=text,
-                    negative_prompt_embeds=blank.repeat(len(part), count, 1),
-                    num_inference_steps=SAMPLER_STEPS,
-                    guidance_scale=GUIDANCE,
-                    generator=generator,
-                    output_type="np",
-                ).images
-            pictures[part] = (drawn * 255).round().astype(np.uint8)
-    return pictures
+def paint(shipped: Shipped, texts: list[str]) -> np.ndarray:
+    """One generated picture per text, (N, 128, 128, 3) uint8; texts of any length; the seed is the text's number."""
+    pictures = []
+    for start in range(0, len(texts), REPORT_BATCH):
+        part = texts[start : start + REPORT_BATCH]
+        condition = shipped.model.diffusion.encode_texts(part)
+        pictures += shipped.model.diffusion.paint(*condition, shipped.config, list(range(start, start + len(part))))
+    return np.stack([np.asarray(picture) for picture in pictures])
 
 
 def named(text: str, values: tuple[str, ...]) -> list[str]:
@@ -1299,13 +1272,13 @@ def named(text: str, values: tuple[str, ...]) -> list[str]:
 
 def report_lm(run: Run, shipped: Shipped) -> tuple[list[str], float]:
     """Table rows of the NLL without and with a prefix; the world's own nats per story."""
-    stories = [report_story(i) for i in range(run.scaled(REPORT_STORIES))]
-    sample = story_ids(shipped.tokenizer, [train_story(i) for i in range(run.scaled(LM_TOKENIZER_STORIES, 200))])
-    weights = informativeness(sample, len(shipped.tokenizer))
+    stories, lm = [report_story(i) for i in range(run.scaled(REPORT_STORIES))], shipped.model.lm
+    sample = story_ids(lm.tokenizer, [train_story(i) for i in range(run.scaled(LM_TOKENIZER_STORIES, 200))])
+    weights = informativeness(sample, len(lm.tokenizer))
     rows = []
     for name, length in (("without a prefix", 0), (f"after {PREFIX_USUAL} prefix words", PREFIX_USUAL)):
         with torch.no_grad():
-            nll = lm_held_out(run, shipped.lm, shipped.tokenizer, weights, stories, length)
+            nll = lm_held_out(run, lm.model, lm.tokenizer, weights, stories, length)
         rows.append(f"| {name} | {nll['story']:.1f} | {nll['token']:.3f} |")
     return rows, float(np.mean([story.nats for story in stories]))
 
@@ -1318,10 +1291,10 @@ def report_factors(run: Run, shipped: Shipped) -> list[str]:
     labels = factor_labels(stories)
     drawn_labels = np.stack([labels[i, i % beats] for i in range(count)])
     drawn = probe_accuracy(run, shipped.probe, one_panel_each(stories), drawn_labels)
-    whole = paint(run, shipped.pipeline, [story.text for story in stories], seed=1)
+    whole = paint(shipped, [story.text for story in stories])
     whole = probe_accuracy(run, shipped.probe, whole, labels[:, last])
     texts = [story.beats[i % beats] for i, story in enumerate(stories[: run.scaled(REPORT_BEATS, 8)])]
-    single = paint(run, shipped.pipeline, texts, seed=2)
+    single = paint(shipped, texts)
     single = probe_accuracy(run, shipped.probe, single, only_named(drawn_labels[: len(texts)], texts))
     columns = (drawn, whole, single)
     return ["| " + " | ".join([f, *(share(column.get(f)) for column in columns)]) + " |" for f in SEEN_FACTORS]
@@ -1364,24 +1337,16 @@ def keeps(text: str, story: world.Story, factor: str) -> bool:
     return len(named(rest, others)) <= 1
 
 
-def report_prompts(run: Run) -> list[str]:
+def report_prompts(run: Run, shipped: Shipped) -> list[str]:
     """Table rows: what `generate` makes of prompts, its defaults and a seed for each: does the story keep what the
     prompt names, and does its picture show it."""
-    import story_generative_model as sgm
-
     stories = telling_prompts(run.scaled(REPORT_PROMPTS, 4))
-    checkpoint = sgm.load_checkpoint(run.output_dir / "storyboard.pt")
-    backbones = dict(lm_model=str(run.output_dir / "lm"), diffusion_model=str(run.output_dir / "diffusion"))
-    config = dataclasses.replace(checkpoint["config"], **backbones)
-    model = sgm.load_model(checkpoint, config, run.device, torch.float32)
     made = [
-        sgm.illustrate(model, dataclasses.replace(config, seed=seed), story.prompt)
+        sgm.illustrate(shipped.model, dataclasses.replace(shipped.config, seed=seed), story.prompt)
         for seed, story in enumerate(stories)
     ]
     pictures = np.stack([np.asarray(one.image) for one in made])
-    labels = factor_labels(stories)[:, len(world.BEATS) - 1]
-    probe = load_probe(run.output_dir / "probe.safetensors").to(run.device)
-    seen = probe_accuracy(run, probe, pictures, labels)
+    seen = probe_accuracy(run, shipped.probe, pictures, factor_labels(stories)[:, len(world.BEATS) - 1])
     said = {f: np.mean([keeps(one.story, story, f) for one, story in zip(made, stories)]) for f in PROMPT_FACTORS}
     return [f"| {factor} | {share(said[factor])} | {share(seen[factor])} |" for factor in PROMPT_FACTORS]
 
@@ -1392,7 +1357,7 @@ def write_sheet(run: Run, shipped: Shipped, path: Path) -> None:
 
     stories = [report_story(i) for i in range(SHEET_COLUMNS * SHEET_ROWS)]
     drawn = [np.asarray(world.draw_panel(story, len(story.beats) - 1, PANEL_SIZE)) for story in stories]
-    painted = paint(run, shipped.pipeline, [story.text for story in stories], seed=1)
+    painted = paint(shipped, [story.text for story in stories])
     rows = []
     for start in range(0, len(stories), SHEET_COLUMNS):
         part = slice(start, start + SHEET_COLUMNS)
@@ -1402,13 +1367,14 @@ def write_sheet(run: Run, shipped: Shipped, path: Path) -> None:
 
 def part_rows(run: Run, shipped: Shipped) -> list[str]:
     """Table rows: name, folder, parameters, megabytes of each shipped part."""
-    pipeline = shipped.pipeline
+    pipeline = shipped.model.diffusion.pipeline
     parts = (
-        ("language model (GPT-2)", "lm", shipped.lm),
+        ("language model (GPT-2)", "lm", shipped.model.lm.model),
         ("autoencoder", "diffusion/vae", pipeline.vae),
         ("text encoder (CLIP)", "diffusion/text_encoder", pipeline.text_encoder),
         ("UNet", "diffusion/unet", pipeline.unet),
         ("probe", "probe.safetensors", shipped.probe),
+        ("storyboard", "storyboard.pt", shipped.model),
     )
     rows = []
     for name, folder, model in parts:
@@ -1428,7 +1394,7 @@ def write_report(run: Run) -> None:
         parts=part_rows(run, shipped),
         lm=lm_rows,
         factors=report_factors(run, shipped),
-        obeyed=report_prompts(run),
+        obeyed=report_prompts(run, shipped),
     )
     card = CARD.format(
         **{name: "\n".join(rows) for name, rows in figures.items()},
@@ -1440,9 +1406,9 @@ def write_report(run: Run) -> None:
         panels=len(panels),
         pictures=run.scaled(REPORT_PICTURES, 8),
         beats=run.scaled(REPORT_BEATS, 8),
-        psnr=psnr(panels, reconstruct(run, shipped.pipeline.vae, panels)),
-        steps=SAMPLER_STEPS,
-        guidance=GUIDANCE,
+        psnr=psnr(panels, reconstruct(run, shipped.model.diffusion.vae, panels)),
+        steps=shipped.config.num_inference_steps,
+        guidance=shipped.config.guidance_scale,
         prompts=run.scaled(REPORT_PROMPTS, 4),
     )
     write_sheet(run, shipped, run.output_dir / "sheet.png")
@@ -1472,9 +1438,7 @@ def choose_device(name: str) -> torch.device:
 
 def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies in bf16; a processor that imitates it takes fifteen times as long."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return any(present is True for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else sgm.cpu_has_bf16()
 
 
 def quiet_libraries() -> None:

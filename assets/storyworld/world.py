@@ -1138,7 +1138,6 @@ class Prop:
     scale: float
     rows: tuple
     front: bool = True  # drawn over the characters
-    with_hero: bool = False  # moves with the hero instead
 
 
 PROBLEM_PROPS = {
@@ -1170,12 +1169,12 @@ PROBLEM_PROPS = {
         ("ovals", "gold", 0.16, -0.42, 0.12, 0.13), ("ovals", "ink", 0.14, -0.4, 0.05, 0.08),
         ("lines", "ink", 0.05, (0.02, -0.54), (0.28, -0.62)),
     )),
-    "stuck": Prop(0.0, 0.99, 0.4, (
+    "stuck": Prop(4.5 / 16, 0.99, 0.4, (
         ("blob", "slate", (-0.66, 0.06), (-0.66, -0.3), (-0.46, -0.5), (-0.2, -0.42), (-0.06, -0.16), (0.0, 0.06)),
         ("blob", "stone", (-0.54, -0.22), (-0.44, -0.37), (-0.26, -0.33), (-0.32, -0.2)),
         ("blob", "slate", (-0.02, 0.06), (-0.04, -0.2), (0.14, -0.54), (0.5, -0.64), (0.78, -0.34), (0.78, 0.06)),
         ("blob", "stone", (0.12, -0.26), (0.22, -0.43), (0.44, -0.48), (0.5, -0.3)),
-    ), with_hero=True),
+    )),
     "tired": Prop(11 / 16, 1.02, 0.36, (
         ("blob", "path", (-0.02, -1.0), (0.14, -1.0), (0.1, -0.86), (0.5, -0.72), (0.5, -0.5), (0.1, -0.4), (0.6, 0.2),
          (-0.7, 0.2), (-0.5, -0.4), (0.1, -0.6), (-0.2, -0.74)),
@@ -1582,8 +1581,7 @@ class _Panel:
         """Those of the props that are in front of the characters, or those behind."""
         for prop in props:
             if prop.front == front:
-                x = HERO_X if prop.with_hero else prop.x
-                self.put(prop.rows, x, prop.y, prop.scale)
+                self.put(prop.rows, prop.x, prop.y, prop.scale)
 
 
 def mood_of(story: Story, beat: int) -> str:
