@@ -1618,7 +1618,9 @@ def codebook(config: Config, checkpoint: dict) -> list[CodeMeaning]:
     for code, count, slots, words, factors in meanings:
         print(f"{code:5d} {count:5d}  {spans(slots):8} {' '.join(words):52} {', '.join(factors)}".rstrip())
     if config.output:
-        Path(config.output).write_text(codebook_page(meanings, f"{len(rows)} stories, {checkpoint['path']}"), "utf-8")
+        Path(config.output).write_text(
+            codebook_page(meanings, f"{len(rows)} stories, {Path(checkpoint['path']).name}"), "utf-8"
+        )
         say(f"page: {config.output}")
     return meanings
 
