@@ -101,6 +101,7 @@ class Config:
     adam_weight_decay: float = flag(0.01, "AdamW weight decay", low=0)
     lr_scheduler: str = flag("cosine", "learning-rate schedule", choices=("cosine", "linear", "constant_with_warmup"))
     lr_warmup_steps: int = flag(2000, "optimizer steps of linear warm-up", low=0)
+    prior_steps: int = flag(1000, "steps of the prior alone at the end, on the codes that the encoder has come to", low=0)
     max_grad_norm: float = flag(1.0, "gradients are clipped to this norm", low=0)
     mixed_precision: str = flag("fp16", "precision of the matrix products", choices=("no", "fp16", "bf16"))
     gradient_checkpointing: bool = flag(False, "recompute the language model's activations to save memory")
@@ -147,7 +148,7 @@ PRESETS = {
     "storyworld": dict(
         lm_model="assets/storyworld/lm",
         diffusion_model="assets/storyworld/diffusion",
-        num_codes=256,
+        num_codes=96,
         code_dim=96,
         encoder_width=96,
         prior_width=96,
@@ -211,6 +212,7 @@ import warnings
 import zipfile
 from collections import Counter
 from contextlib import contextmanager, suppress
+from difflib import SequenceMatcher
 from functools import partial
 from typing import NamedTuple
 
@@ -463,6 +465,10 @@ class VectorQuantizer(nn.Module):
         scores = self.codebook.square().sum(1) - 2 * x.float() @ self.codebook.T  # (N, K), squared distance - |x|^2
         return scores.argmin(1)
 
+    def look_up(self, codes: Tensor) -> Tensor:
+        """Codes (...) -> their vectors (..., D)."""
+        return self.codebook[codes]
+
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """One step of the moving averages on outputs x (N, D) of this process; all processes step together.
@@ -546,28 +552,13 @@ def majority_vote(nearest: Tensor, members: Tensor, num_codes: int) -> tuple[Ten
     return votes.argmax(-1), votes.amax(-1) / members.sum(-1)
 
 
-class SlotMean(nn.Module):
-    """The moving average, over all processes, of the vectors that stand in each slot: it is taken off before
-    quantising and put back after it, so that no bit of a code is spent on saying which slot it stands in."""
-
-    def __init__(self, width: int, momentum: float = 0.05):
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(NUM_SLOTS, width))
-
-    @torch.no_grad()
-    def update(self, chunks: Tensor) -> None:
-        """One step on the chunks' vectors (B, S, D); a batch that is not finite is left out."""
-        total = all_sum(F.pad(chunks, (0, 1), value=1.0).sum(0))  # (S, D + 1): sums and, last, their count
-        if torch.isfinite(total).all():
-            self.mean.lerp_(total[:, :-1] / total[:, -1:], self.momentum if self.mean.any() else 1.0)
-
-
-def principal_directions(rows: Tensor) -> Tensor:
-    """PCA of embedding rows (V, E): orthonormal directions (E, E), one a row, by falling variance."""
+def principal_directions(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """PCA of embedding rows (V, E): orthonormal directions (E, E), one a row, by falling variance, and the standard
+    deviation along each (E,)."""
     rows = rows.detach().float()
-    _, directions = torch.linalg.eigh(torch.cov(rows.T).cpu())
-    return directions.T.flip(0).to(rows.device)
+    variances, directions = torch.linalg.eigh(torch.cov(rows.T).cpu())
+    spreads = variances.flip(0).clamp(min=1e-8).sqrt()
+    return directions.T.flip(0).to(rows.device), spreads.to(rows.device)
 
 
 class Storyboard(NamedTuple):
@@ -582,7 +573,7 @@ class StoryboardEncoder(nn.Module):
 
     It starts as words: its layers pass their input on (their last projections are zero), so that a token's output is
     its embedding in the language model, in the D principal directions of the embedding table; a chunk's vector is
-    mostly its rarest words', by their document frequency; and SoftPrompt starts as the way back. So the frozen
+    mostly that of its loudest word, by how words are spread over stories; and SoftPrompt starts as the way back. So the frozen
     language model reads keywords of each chunk from the first step, and training has something to improve.
     """
 
@@ -597,65 +588,78 @@ class StoryboardEncoder(nn.Module):
             width, config.num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.layers = nn.TransformerEncoder(layer, config.encoder_layers, enable_nested_tensor=False)
-        self.to_code = nn.Linear(width, config.code_dim, bias=False)
+        self.to_code = nn.Linear(width, config.code_dim)
         self.to_loudness = nn.Linear(width, 1, bias=False)  # how much a token has to say in its chunk's vector,
-        self.word_loudness = nn.Embedding(len(rows), 1)  # by what stands around it and by what word it is
+        self.word_loudness = nn.Embedding(len(rows), NUM_SLOTS)  # by what stands around it and by what word it is
         self.own_share = nn.Parameter(torch.tensor(0.1))  # how far a token may leave its chunk's vector
-        self.slot_mean = SlotMean(config.code_dim)
         self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.ema_decay, seed=config.seed)
         self.start_as_words(rows)
 
     @torch.no_grad()
     def start_as_words(self, rows: Tensor) -> None:
-        directions = principal_directions(rows)
-        for weight, start in ((self.from_embeds.weight, directions), (self.to_code.weight, torch.eye(len(rows.T)))):
+        directions, spreads = principal_directions(rows)
+        whiten = torch.diag(self.unit / spreads)  # all directions at one scale: no word lies apart for being frequent
+        for weight, start in ((self.from_embeds.weight, directions), (self.to_code.weight, whiten)):
             shared = tuple(slice(min(sizes)) for sizes in zip(weight.shape, start.shape))
             weight.zero_()[shared] = start[shared]
         zeros = [self.position.weight, self.slot.weight, self.to_loudness.weight, self.word_loudness.weight]
         for layer in self.layers.layers:
             zeros += [layer.self_attn.out_proj.weight, layer.linear2.weight, layer.linear2.bias]
-        for weight in zeros:
+        for weight in (*zeros, self.to_code.bias):
             weight.zero_()
 
     @torch.no_grad()
-    def start_loudness(self, stories: list[list[int]], sharpness: float = 8.0) -> None:
-        """Token ids of stories -> a word weighs idf^sharpness in its chunk, idf = log of stories / stories with it."""
-        words = torch.cat([torch.tensor(sorted(set(story))) for story in stories])
-        with_word = torch.bincount(words, minlength=self.word_loudness.num_embeddings)
-        idf = math.log(len(stories) + 1) - (with_word + 1).float().log()
-        self.word_loudness.weight.copy_(sharpness * idf.clamp(min=0.1).log()[:, None])
+    def start_loudness(self, stories: list[list[int]], sharpness: float = 4.0) -> None:
+        """Token ids of stories -> how loud each word is in each slot. Loud is what a story is about: words that few
+        stories have (idf), that come back in those that have them (their adaptation, Church 2000: the mean count in a
+        story that has the word), and that stand in this slot more than in others (pointwise mutual information)."""
+        size = len(self.word_loudness.weight)
+        counts, with_word, in_slot = torch.zeros(size), torch.zeros(size), torch.zeros(NUM_SLOTS, size)
+        for story in stories:
+            tokens = torch.tensor(story)
+            counts.index_add_(0, tokens, torch.ones(len(tokens)))
+            with_word[tokens.unique()] += 1
+            for slot, members in enumerate(chunk_members(torch.ones(1, len(tokens), dtype=torch.bool))[0]):
+                in_slot[slot, tokens[members].unique()] += 1
+        idf = ((len(stories) + 1) / (with_word + 1)).log()
+        adaptation = (counts / with_word.clamp(min=1)).clamp(min=1).log()
+        information = ((in_slot + 1) / (in_slot + 1).mean(0)).log().clamp(min=0)  # (S, V)
+        loudness = (idf + 1e-3) * (adaptation + 1e-3) ** 0.7 * (information + 0.02)
+        self.word_loudness.weight.copy_(sharpness * loudness.log().T)
+
+    @torch.no_grad()
+    def standardize(self, chunks: Tensor) -> None:
+        """Shifts and scales the outputs so that chunk vectors like these (N, D) have mean zero and the spread of words
+        about it: a mean of many words is quieter than a word, and a soft prompt of another scale is not heard."""
+        mean = chunks.mean(0)
+        spread = (chunks - mean).square().mean().sqrt()
+        self.to_code.bias.sub_(mean).div_(spread)
+        self.to_code.weight.div_(spread)
 
     def outputs(self, tokens: Tensor, embeds: Tensor, mask: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
-        """What each token says of its chunk, (B, T, E) -> (B, T, D), and how loudly, (B, T)."""
+        """What each token says, (B, T, E) -> (B, T, D), and how loudly in each slot, (B, T, S)."""
         place = torch.arange(embeds.shape[1], device=embeds.device)
         hidden = self.from_embeds(embeds / self.unit) + self.position(place) + self.slot(slot)  # (B, T, width)
         hidden = self.layers(hidden, src_key_padding_mask=~mask)
-        return self.to_code(hidden), (self.to_loudness(hidden) + self.word_loudness(tokens)).squeeze(-1)
+        return self.to_code(hidden), self.to_loudness(hidden) + self.word_loudness(tokens)
 
     def pool(self, own: Tensor, loudness: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-        """Chunk vectors (B, S, D), by attention over a chunk's tokens, and token outputs (B, T, D), float32. Tokens of
-        a chunk share most of their output, so that their votes agree: a vote that splits spends bits on nothing."""
-        scores = loudness[:, None].masked_fill(~members, -torch.inf)  # (B, S, T)
+        """Token outputs (B, T, D), float32: mostly their chunk's vector, which is an attention over the chunk's tokens,
+        so that the votes of a chunk agree: a vote that splits spends bits on nothing."""
+        scores = loudness.mT.masked_fill(~members, -torch.inf)  # (B, S, T)
         chunks = scores.softmax(-1) @ own  # (B, S, D)
         shares = members.float() / members.sum(1, keepdim=True).clamp(min=1)  # (B, S, T)
         shared = shares.mT @ chunks  # (B, T, D): a token of several slots has the mean of theirs
-        return chunks, shared + self.own_share * (own - shared)
+        return shared + self.own_share * (own - shared)
 
     def forward(self, tokens: Tensor, embeds: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
-        """Stories of at least one token each; tokens and mask (B, T), embeds (B, T, E). With `learn` the averages and
-        the codebook take one step. Until the codebook has started the vectors are the chunks' own, not quantised."""
+        """Stories of at least one token each; tokens and mask (B, T), embeds (B, T, E). With `learn` the codebook takes
+        one step. Until it has started the vectors are the chunks' own, not quantised."""
         members = chunk_members(mask)  # (B, S, T)
         slot = members.float().argmax(1)  # (B, T): the first slot that a token belongs to
         own, loudness = self.outputs(tokens, embeds, mask, slot)
         with torch.autocast(own.device.type, enabled=False):
-            chunks, outputs = self.pool(own.float(), loudness.float(), members)
-            if learn:
-                self.slot_mean.update(chunks.detach())
-            return self.quantize(outputs - self.slot_mean.mean[slot], mask, members, learn)
-
-    def look_up(self, codes: Tensor) -> Tensor:
-        """(B, S) codes -> (B, S, D) vectors: the code's, and its slot's mean."""
-        return self.quantizer.codebook[codes] + self.slot_mean.mean
+            return self.quantize(self.pool(own.float(), loudness.float(), members), mask, members, learn)
 
     def quantize(self, outputs: Tensor, mask: Tensor, members: Tensor, learn: bool) -> Storyboard:
         started = bool(self.quantizer.updates)
@@ -668,8 +672,8 @@ class StoryboardEncoder(nn.Module):
         voters = voters.float()
         mean = voters @ outputs / voters.sum(-1, keepdim=True)  # (B, S, D): the outputs that voted for the winner
         if not started:
-            return Storyboard(codes, mean + self.slot_mean.mean, share, outputs.new_zeros(()))
-        vectors = self.look_up(codes)  # (B, S, D)
+            return Storyboard(codes, mean, share, outputs.new_zeros(()))
+        vectors = self.quantizer.look_up(codes)  # (B, S, D)
         commitment = F.mse_loss(outputs[mask], self.quantizer.codebook[nearest[mask]])
         return Storyboard(codes, vectors + (mean - mean.detach()), share, commitment)
 
@@ -841,32 +845,60 @@ class LanguageModel:
         return losses.sum(1)
 
     @torch.no_grad()
-    def write(self, soft: Tensor, prompt: str, config: Config, seed: int) -> str:
-        """Continues the prompt after one soft prompt (1, P, E): prompt and continuation, sampled (top-p)."""
-        tokens = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(self.device)
-        embeds = self.frame(soft, tokens)
-        room = self.context - embeds.shape[1]
+    def write(self, soft: Tensor, prompts: list[str], config: Config, seeds: list[int]) -> list[str]:
+        """Continues each prompt after its soft prompt, soft (B, P, E): prompt and continuation, sampled (top-p) with
+        the row's own seed, so that a story does not depend on those that are written beside it."""
+        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+        rows = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+        length = max(map(len, rows))  # T
+        room = self.context - 1 - soft.shape[1] - length
         if room < 1:
-            raise StoryError(
-                f"the prompt has {tokens.shape[1]} tokens, more than the model's context of {self.context}", 2
-            )
-        with torch.random.fork_rng(), warnings.catch_warnings():
+            raise StoryError(f"the prompt has {length} tokens, more than the model's context of {self.context}", 2)
+        # padded at the left, so that all prompts end in one place
+        framed = [self.frame(one[None], torch.tensor([row], dtype=torch.int64, device=self.device))[0] for one, row in zip(soft, rows)]
+        embeds = torch.stack([F.pad(one, (0, 0, length - len(row), 0)) for one, row in zip(framed, rows)])
+        seen = torch.tensor([[0] * (length - len(row)) + [1] * (len(one)) for one, row in zip(framed, rows)])
+        sampler = LogitsProcessorList(
+            [TemperatureLogitsWarper(config.temperature), TopPLogitsWarper(config.top_p), KeyedGumbel(rows, seeds)]
+        )
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.manual_seed(seed)
             written = self.model.generate(
                 inputs_embeds=embeds,
-                attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64, device=self.device),
-                do_sample=True,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                top_k=0,
+                attention_mask=seen.to(self.device),
+                do_sample=False,
+                logits_processor=sampler,
                 max_new_tokens=min(config.max_new_tokens, room),
                 eos_token_id=self.end,
                 pad_token_id=self.end,
-            )[0].tolist()
-        finished = self.end in written
-        story = prompt + self.tokenizer.decode(written, skip_special_tokens=True)
-        return story.strip() if finished else up_to_last_sentence(story, prompt)
+            ).tolist()
+        stories = []
+        for prompt, row in zip(prompts, written):
+            story = prompt + self.tokenizer.decode(row, skip_special_tokens=True)
+            stories.append(story.strip() if self.end in row else up_to_last_sentence(story, prompt))
+        return stories
+
+
+class KeyedGumbel:
+    """Gumbel noise on the scores (B, V), after which the largest is a sample (Gumbel 1954; a LogitsProcessor).
+
+    The noise of a token is a function of the row's seed, of the two tokens before it, and of how often those two have
+    stood there: each token has noise of its own, so the samples are the model's; and where an edited story comes back
+    to the words it had, it meets the chances it had, so that an edit stays local.
+    """
+
+    def __init__(self, prompts: list[list[int]], seeds: list[int]):
+        self.prompts, self.seeds = prompts, seeds
+        self.seen = [Counter() for _ in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        noise = []
+        for prompt, seed, seen, row in zip(self.prompts, self.seeds, self.seen, input_ids[:, -2:].tolist()):
+            pair = tuple((prompt + row)[-2:])
+            noise.append(torch.empty(scores.shape[1]).exponential_(generator=seeded(seed, 3, seen[pair], *pair)))
+            seen[pair] += 1
+        return scores - torch.stack(noise).log().to(scores)
 
 
 def up_to_last_sentence(story: str, prompt: str) -> str:
@@ -1002,7 +1034,8 @@ class SoftPrompt(nn.Module):
         self.hidden = nn.Linear(config.code_dim + 16, 4 * config.code_dim)
         self.bent = nn.Linear(4 * config.code_dim, self.per_slot * width)
         with torch.no_grad():
-            ways_back = principal_directions(rows)[: config.code_dim]  # (D, E)
+            directions, spreads = principal_directions(rows)
+            ways_back = (directions * spreads[:, None] / self.unit)[: config.code_dim]  # (D, E)
             self.straight.weight.zero_()[:, : len(ways_back)] = ways_back.T.repeat(self.per_slot, 1)
             nn.init.normal_(self.bent.weight, std=0.001)
             nn.init.zeros_(self.bent.bias)
@@ -1080,7 +1113,7 @@ class StoryModel(nn.Module):
 
     def soft(self, codes: Tensor) -> Tensor:
         """Storyboards as numbers (B, S) -> soft prompts (B, P, E)."""
-        return self.soft_prompt(self.encoder.look_up(codes))
+        return self.soft_prompt(self.encoder.quantizer.look_up(codes))
 
     def condition(self, texts: list[str], vectors: Tensor) -> tuple[Tensor, Tensor]:
         """What the painter is told: the states of M texts (M, L, C) and their mask, and with `--image_condition
@@ -1130,22 +1163,22 @@ class StoryModel(nn.Module):
             total,
         )
 
-    def start_loudness(self, rows: list[Row]) -> None:
-        """Document frequencies of as many stories as are counted in a second."""
-        stories = [row.story for row in rows[:4096]]
-        self.encoder.start_loudness(self.lm.tokenizer(stories, add_special_tokens=False)["input_ids"])
+    def start_encoder(self, stories: list[str]) -> None:
+        """Fits the encoder's start to stories of the training set: document frequencies, and the vectors' scale."""
+        self.encoder.start_loudness(self.lm.tokenizer(stories[:4096], add_special_tokens=False)["input_ids"])
+        self.encoder.standardize(self.chunk_vectors(stories[:512]))
+
+    def start_codebook(self, stories: list[str]) -> None:
+        """k-means on the chunk vectors of as many stories as give each code thirty-two of them."""
+        count = min(len(stories), -(-32 * self.config.num_codes // NUM_SLOTS))
+        picks = torch.randperm(len(stories), generator=seeded(self.config.seed))[:count].tolist()
+        self.encoder.quantizer.start(self.chunk_vectors([stories[pick] for pick in picks]))
 
     @torch.no_grad()
-    def start_codebook(self, rows: list[Row]) -> None:
-        """k-means on the chunk vectors of as many stories as give each code sixteen of them."""
-        count = min(len(rows), -(-16 * self.config.num_codes // NUM_SLOTS))
-        picks = torch.randperm(len(rows), generator=seeded(self.config.seed))[:count].tolist()
-        vectors = []
-        for start in range(0, count, self.config.eval_batch_size):
-            chosen = picks[start : start + self.config.eval_batch_size]
-            tokens, mask, _ = self.tokenize([rows[pick].story for pick in chosen])
-            vectors.append(self.encode(tokens, mask).vectors - self.encoder.slot_mean.mean)  # (B, S, D)
-        self.encoder.quantizer.start(torch.cat(vectors).flatten(0, 1))
+    def chunk_vectors(self, stories: list[str]) -> Tensor:
+        """Stories -> the vectors of their chunks (8 N, D), before the quantiser has started."""
+        batches = [stories[i : i + self.config.eval_batch_size] for i in range(0, len(stories), self.config.eval_batch_size)]
+        return torch.cat([self.encode(*self.tokenize(batch)[:2]).vectors for batch in batches]).flatten(0, 1)
 
     def diffusion_nll(self, batch: dict, vectors: Tensor, noise: torch.Generator) -> Tensor:
         """The denoising error of the batch's M pictures, those of its first M stories. Where the painter is conditioned
@@ -1306,8 +1339,8 @@ def illustrate(model: StoryModel, config: Config, prompt: str) -> IllustratedSto
     """One story and its picture; a function of the model, the configuration, its seed and the prompt alone."""
     pinned = parse_storyboard(config.storyboard, model.prior.num_codes)
     codes = draw_storyboard(model, prompt, pinned, config)
-    story = model.lm.write(model.soft(codes), prompt, config, config.seed)
-    condition = model.condition([story], model.encoder.look_up(codes))
+    (story,) = model.lm.write(model.soft(codes), [prompt], config, [config.seed])
+    condition = model.condition([story], model.encoder.quantizer.look_up(codes))
     (image,) = model.diffusion.paint(*condition, config, [config.seed])
     return IllustratedStory(prompt, story, codes[0].tolist(), image)
 
@@ -1453,7 +1486,7 @@ def measure_pictures(
         others = [candidates[i % len(candidates)] for i, candidates in zip(batch, followers)]  # the same beat
         own, other = codes[list(batch)], codes.roll(-1, 0)[list(batch)]
         for kind, speakers, board in zip(errors, (panels, others, panels), (own, own, other)):
-            condition = model.condition([panel.text for panel in speakers], model.encoder.look_up(board))
+            condition = model.condition([panel.text for panel in speakers], model.encoder.quantizer.look_up(board))
             nll = diffusion.nll(latents, *condition, seeded(config.seed, 2, start))
             errors[kind].append(nll.double().cpu().numpy())
     return {f"diffusion_nll.{kind}": np.concatenate(values) for kind, values in errors.items()}
@@ -1473,7 +1506,7 @@ def measure_factors(model: StoryModel, rows: list[Row], codes: Tensor, config: C
     shown = (*ALWAYS_SHOWN, *SCENES[-1].shows)  # by the picture of a whole story, which is its last panel
     for start in tqdm(range(0, len(rows), size), desc="pictures", disable=not sys.stderr.isatty(), leave=False):
         batch = rows[start : start + size]
-        condition = model.condition([row.story for row in batch], model.encoder.look_up(codes[start : start + size]))
+        condition = model.condition([row.story for row in batch], model.encoder.quantizer.look_up(codes[start : start + size]))
         seeds = [config.seed + start + place for place in range(len(batch))]
         pictures = model.diffusion.paint(*condition, config, seeds)
         pixels = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).permute(0, 3, 1, 2) / 255
@@ -1483,10 +1516,66 @@ def measure_factors(model: StoryModel, rows: list[Row], codes: Tensor, config: C
     return {name: np.array(values) for name, values in right.items()}
 
 
+@torch.no_grad()
+def measure_openings(model: StoryModel, rows: list[Row], config: Config) -> dict[str, np.ndarray]:
+    """rest_nll.KIND (N,): nats of what truly comes after a story's prompt, given the prompt and one storyboard that
+    was drawn for it: from the prior alone, or resampled as in `generate`."""
+    nll = {"resampled": [], "prior": []}
+    for number, row in enumerate(tqdm(rows, desc="openings", disable=not sys.stderr.isatty(), leave=False)):
+        drawing = dataclasses.replace(config, seed=config.seed + number)
+        tokens, mask, cut = model.tokenize([row.story])
+        opening = model.tokenize([row.prompt])[0].shape[1]
+        for kind, candidates in (("resampled", config.num_storyboards), ("prior", 1)):
+            codes = draw_storyboard(model, row.prompt, [], dataclasses.replace(drawing, num_storyboards=candidates))
+            soft, endless = model.soft(codes), torch.ones_like(cut)
+            whole = model.lm.nll(soft, tokens, mask, cut)
+            nll[kind].append(float(whole - model.lm.nll(soft, tokens[:, :opening], mask[:, :opening], endless)))
+    return {f"rest_nll.{kind}": np.array(values) for kind, values in nll.items()}
+
+
+@torch.no_grad()
+def measure_edits(model: StoryModel, rows: list[Row], codes: Tensor, config: Config) -> dict[str, np.ndarray]:
+    """Each story is written twice from its prompt with one seed, the second time with one slot (the slots in turn)
+    at another code, the likeliest by the prior. edit_locality (N,) is the share of the changed tokens that stand in the
+    slot's own chunk, edit_locality_chance what it would be if they fell anywhere behind the prompt; NaN where nothing
+    changed. codes (N, S)."""
+    slots = torch.arange(len(rows), device=codes.device) % NUM_SLOTS
+    logits = model.prior(codes)[torch.arange(len(rows)), slots]  # (N, K)
+    edited = codes.clone()
+    edited[torch.arange(len(rows)), slots] = logits.scatter(1, codes.gather(1, slots[:, None]), -torch.inf).argmax(1)
+    locality, chance, size = [], [], config.eval_batch_size
+    for start in tqdm(range(0, len(rows), size), desc="edits", disable=not sys.stderr.isatty(), leave=False):
+        prompts = [row.prompt for row in rows[start : start + size]]
+        seeds = [config.seed + start + place for place in range(len(prompts))]
+        before, after = (
+            model.lm.write(model.soft(board[start : start + size]), prompts, config, seeds) for board in (codes, edited)
+        )
+        for prompt, first, second, slot in zip(prompts, before, after, slots[start : start + size].tolist()):
+            ids = [model.lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, first, second)]
+            own = range(slot * len(ids[1]) // NUM_SLOTS, (slot + 1) * len(ids[1]) // NUM_SLOTS)
+            changed = changed_places(ids[1], ids[2])
+            locality.append(np.mean([place in own for place in changed]) if changed else np.nan)
+            chance.append(np.mean([place in own for place in range(len(ids[0]), len(ids[1]))] or np.nan))
+    return {"edit_locality": np.array(locality), "edit_locality_chance": np.array(chance)}
+
+
+def changed_places(before: list[int], after: list[int]) -> list[int]:
+    """Where the edits are that lead from one row of tokens to the other: a place in `before` for each token that is
+    replaced, deleted or inserted."""
+    places = []
+    for kind, start, end, first, last in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if kind != "equal":
+            edits = max(end - start, last - first)
+            places += [start + (end - start) * edit // edits for edit in range(edits)]
+    return places
+
+
 def bootstrap(statistic, count: int, draws: int = 1000, seed: int = 0) -> list[float]:
-    """95 % interval of statistic(indices) under resampling of the `count` stories with replacement (Efron 1979)."""
+    """95 % interval of statistic(indices) under resampling of the `count` stories with replacement (Efron 1979). A
+    resample has fewer distinct stories, so fewer distinct codes: such a bias is taken off."""
     rng = np.random.default_rng(seed)
-    return np.percentile([statistic(rng.integers(count, size=count)) for _ in range(draws)], [2.5, 97.5]).tolist()
+    drawn = np.array([statistic(rng.integers(count, size=count)) for _ in range(draws)])
+    return (np.nanpercentile(drawn, [2.5, 97.5]) - np.nanmean(drawn) + statistic(np.arange(count))).tolist()
 
 
 def summarize(text: TextMeasures, others: dict[str, np.ndarray], num_codes: int) -> dict:
@@ -1501,9 +1590,7 @@ def summarize(text: TextMeasures, others: dict[str, np.ndarray], num_codes: int)
         "elbo_none": -nll["none"],
     }
     columns |= {"codebook.vote_share": text.vote_share, **others}
-    statistics = {
-        key: partial(lambda values, pick: float(values[pick].mean()), values) for key, values in columns.items()
-    }
+    statistics = {key: partial(mean_of, values) for key, values in columns.items()}
     for kind, values in nll.items():
         statistics[f"text_nll_per_token.{kind}"] = partial(ratio_of_sums, values, text.num_tokens)
     statistics["efficiency"] = partial(ratio_of_sums, returned, spent)
@@ -1512,9 +1599,14 @@ def summarize(text: TextMeasures, others: dict[str, np.ndarray], num_codes: int)
     table, count = {"bits_uniform": NUM_SLOTS * math.log2(num_codes)}, len(text.codes)
     for key, statistic in statistics.items():
         table[key] = statistic(np.arange(count))
-        if key not in ("codebook.used", "codebook.perplexity"):  # biased downwards by resampling
-            table[f"{key}_ci"] = bootstrap(statistic, count)
+        table[f"{key}_ci"] = bootstrap(statistic, count)
     return table
+
+
+def mean_of(values: np.ndarray, pick: np.ndarray) -> float:
+    """The mean over the stories that have a value; a measure may leave stories out with NaN."""
+    present = values[pick][~np.isnan(values[pick])]
+    return float(present.mean()) if len(present) else math.nan
 
 
 def ratio_of_sums(above: np.ndarray, below: np.ndarray, pick: np.ndarray) -> float:
@@ -1537,6 +1629,7 @@ def evaluate(config: Config, checkpoint: dict) -> dict:
     text = measure_text(model, stories, config, ("true", "shuffled", "prior", "constant", "none"))
     codes = torch.from_numpy(text.codes).to(device)
     others = {"retrieval_at_64": measure_retrieval(model, stories, codes, config)}
+    others |= measure_openings(model, rows, config) | measure_edits(model, rows, codes, config)
     others |= measure_pictures(model, rows, codes, Path(config.data_root) / config.split, config)
     others |= measure_factors(model, rows, codes, config)
     table = summarize(text, others, config.num_codes)
@@ -1737,6 +1830,26 @@ def ignore_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def fit_prior(model: StoryModel, stories: list[str], config: Config, batch: int = 128) -> None:
+    """The codes move as long as the encoder learns, and the prior runs behind them: at the end it is fitted to what
+    they have become, over the whole training set; the same on every process."""
+    with torch.no_grad():
+        starts = range(0, len(stories), config.eval_batch_size)
+        batches = [model.tokenize(stories[start : start + config.eval_batch_size])[:2] for start in starts]
+        codes = torch.cat([model.encode(*one).codes for one in batches])  # (N, S)
+    optimizer = torch.optim.AdamW(
+        model.prior.parameters(), lr=config.learning_rate, weight_decay=config.adam_weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, max(1, config.prior_steps))
+    for step in tqdm(range(config.prior_steps), desc="prior", disable=not sys.stderr.isatty(), leave=False):
+        picks = torch.randint(len(codes), (batch,), generator=seeded(config.seed, 4, step))
+        optimizer.zero_grad()
+        model.prior.nll(codes[picks.to(codes.device)]).mean().backward()
+        optimizer.step()
+        schedule.step()
+    optimizer.zero_grad()
+
+
 class Trainer:
     """A run: the model, and everything that has to be saved with it to go on."""
 
@@ -1757,7 +1870,8 @@ class Trainer:
         torch.manual_seed(config.seed)  # the weights at the start
         lm = LanguageModel(config.lm_model, device, dtype, config.gradient_checkpointing)
         self.model = StoryModel(config, lm, LatentDiffusion(config.diffusion_model, device, dtype))
-        self.model.start_loudness(self.rows)
+        self.stories = [row.story for row in self.rows]
+        self.model.start_encoder(self.stories)
         optimizer = make_optimizer(self.model, config)
         lengths = dict(num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps)
         self.schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
@@ -1822,7 +1936,7 @@ class Trainer:
         self.prepared.train()
         for batch in self.loader() if self.step < config.max_train_steps else ():
             if self.step >= config.quantizer_warmup_steps and not self.model.encoder.quantizer.updates:
-                self.model.start_codebook(self.rows)
+                self.model.start_codebook(self.stories)
             with accelerator.accumulate(self.prepared):
                 losses = self.prepared(batch, self.noise())
                 check_finite(losses, self.step + 1, [self.rows[index].where for index in batch["index"]])
@@ -1842,6 +1956,8 @@ class Trainer:
             done = self.step == config.max_train_steps
             if done or self.step % config.logging_steps == 0:
                 self.log(losses, progress)
+            if done:
+                fit_prior(self.model, self.stories, config)
             if done or self.step % config.validation_steps == 0:
                 self.validate()
             if done or self.step % config.checkpointing_steps == 0 or stop.number:
@@ -1896,7 +2012,11 @@ class Trainer:
             self.model.eval()
             text = measure_text(self.model, [row.story for row in self.held_out], self.config)
             points = {f"valid/text_nll_{kind}": float(values.mean()) for kind, values in text.text_nll.items()}
+            returned = float((text.text_nll["constant"] - text.text_nll["true"]).mean()) / math.log(2)
             points["valid/latent_nll"] = float(text.latent_nll.mean())
+            points["valid/bits_returned"] = returned
+            points["valid/bits_spent"] = points["valid/latent_nll"] / math.log(2)
+            points["valid/efficiency"] = returned / points["valid/bits_spent"]
             points["valid/vote_share"] = float(text.vote_share.mean())
             points["valid/codes_used"] = float(len(np.unique(text.codes)))
             points["valid/perplexity"] = code_perplexity(text.codes, self.config.num_codes)

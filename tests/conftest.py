@@ -140,7 +140,7 @@ def make_config(lm_folder, diffusion_folder, data_folder, tmp_path_factory):
             prior_width=16, prior_layers=1, num_heads=2, train_batch_size=4, max_train_steps=6, lr_warmup_steps=2,
             quantizer_warmup_steps=2, checkpointing_steps=3, validation_steps=6, logging_steps=1,
             dataloader_num_workers=0, mixed_precision="no", max_new_tokens=12, num_inference_steps=2,
-            num_storyboards=4, eval_batch_size=4,
+            num_storyboards=4, eval_batch_size=4, prior_steps=20,
         )  # fmt: skip
         return sgm.Config(**{**tiny, **changes})
 
@@ -173,7 +173,7 @@ def model(config, lm, diffusion, data_folder):
 
     torch.manual_seed(0)
     model = sgm.StoryModel(config, lm, diffusion).train()
-    model.start_codebook(sgm.read_rows(str(data_folder), "train"))
+    model.start_codebook([row.story for row in sgm.read_rows(str(data_folder), "train")])
     return model.eval()
 
 

@@ -99,16 +99,38 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(lm, lm_folder):
 
 def test_writing_depends_on_its_seed_alone(lm, config):
     soft = torch.zeros(1, 8, lm.width)
-    first = lm.write(soft, "The fox", config, seed=1)
     state = torch.get_rng_state()
-    assert lm.write(soft, "The fox", config, seed=1) == first and first.startswith("The fox")
+    first = lm.write(soft, ["The fox"], config, [1])
+    assert lm.write(soft, ["The fox"], config, [1]) == first and first[0].startswith("The fox")
     assert torch.equal(state, torch.get_rng_state())
-    assert len({lm.write(soft, "The fox", config, seed) for seed in range(4)}) == 4
+    assert len(set(lm.write(soft.expand(4, -1, -1), ["The fox"] * 4, config, list(range(4))))) == 4
+
+
+def test_a_story_does_not_depend_on_those_that_are_written_beside_it(lm, config):
+    """Prompts of many lengths in one batch, each with its own seed and soft prompt."""
+    soft = torch.randn(3, 8, lm.width, generator=sgm.seeded(0))
+    prompts, seeds = ["The fox", "A small blue owl was sad in the forest. Then", "Key"], [5, 6, 5]
+    together = lm.write(soft, prompts, config, seeds)
+    for row in range(3):
+        assert lm.write(soft[[row]], [prompts[row]], config, [seeds[row]]) == [together[row]]
+
+
+def test_the_noise_is_a_sample_s_and_comes_back_with_its_words():
+    """Over many seeds the largest is drawn as often as its probability says; the same two words at the same count meet
+    the same noise, whatever stands before them."""
+    scores = torch.log(torch.tensor([0.5, 0.3, 0.2]))
+    drawn = [sgm.KeyedGumbel([[1]], [seed])(torch.tensor([[2]]), scores[None]).argmax().item() for seed in range(2000)]
+    shares = torch.bincount(torch.tensor(drawn)) / 2000
+    torch.testing.assert_close(shares, scores.exp(), atol=0.04, rtol=0)
+    one, other = sgm.KeyedGumbel([[1, 2]], [7]), sgm.KeyedGumbel([[0]], [7])
+    here = one(torch.tensor([[0, 1, 2]]), scores[None])
+    assert torch.equal(here, other(torch.tensor([[2, 0, 0, 1, 2]]), scores[None]))
+    assert not torch.equal(here, one(torch.tensor([[0, 1, 2, 1, 2]]), scores[None]))  # the second time they stand there
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(lm, config):
     with pytest.raises(sgm.StoryError, match="64") as error:
-        lm.write(torch.zeros(1, 8, lm.width), "fox " * 100, config, seed=0)
+        lm.write(torch.zeros(1, 8, lm.width), ["fox " * 100], config, [0])
     assert error.value.code == 2
 
 

@@ -57,23 +57,6 @@ def test_padding_never_votes():
     assert torch.equal(codes[:1], alone[0])
 
 
-# The slots' means
-
-
-def test_the_slots_means_move_slowly_and_ignore_what_is_not_finite():
-    slots = sgm.SlotMean(4, momentum=0.25)
-    own = torch.arange(8.0)[:, None].expand(8, 4)  # each slot has a mean of its own
-    spread = torch.arange(-2.0, 3.0)[:, None, None]
-    slots.update(own + spread)
-    torch.testing.assert_close(slots.mean, own)  # the first batch is taken whole
-    slots.update(own + 4 + spread)
-    torch.testing.assert_close(slots.mean, own + 1)
-    broken = torch.ones(6, 8, 4)
-    broken[3, 2, 1] = float("nan")
-    slots.update(broken)
-    torch.testing.assert_close(slots.mean, own + 1)
-
-
 # The start
 
 
@@ -94,10 +77,22 @@ def test_a_rare_word_outweighs_the_common_ones(model):
     loudness = model.encoder.word_loudness.weight[[5, 6, 7], 0]
     assert loudness[0] < loudness[1] < loudness[2]
     idf = torch.log(torch.tensor([101 / 52, 101 / 2]))
-    torch.testing.assert_close(loudness[1:], 8 * idf.log(), atol=0.2, rtol=0.05)
+    torch.testing.assert_close(loudness[1:], 2 * idf.log(), atol=0.2, rtol=0.05)
     members, own = torch.ones(1, 8, 3, dtype=torch.bool), torch.eye(3)[None]
-    chunks, _ = model.encoder.pool(own, loudness[None], members)
-    assert chunks[0, 0].argmax() == 2 and chunks[0, 0, 2] > 0.99
+    model.encoder.own_share.data.zero_()
+    outputs = model.encoder.pool(own, loudness[None], members)
+    weights = torch.tensor([0.1, *idf]) ** 2
+    torch.testing.assert_close(outputs[0, 0], weights / weights.sum(), atol=0.02, rtol=0)
+
+
+def test_chunk_vectors_start_with_mean_zero_and_the_spread_of_words(config, lm):
+    torch.manual_seed(0)
+    model = sgm.StoryModel(config, lm, None)
+    stories = make_stories(40)
+    model.start_encoder(stories)
+    vectors = model.chunk_vectors(stories)
+    assert vectors.shape == (40 * 8, 4) and abs(vectors.square().mean() - 1) < 1e-4
+    torch.testing.assert_close(vectors.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
 
 
 # The whole encoder
@@ -164,7 +159,7 @@ def quantized(config, lm):
 
 def test_forward_is_exactly_the_winning_code_s_vector(quantized):
     quantizer, _, _, _, board = quantized
-    assert torch.equal(board.vectors, quantizer.codebook[board.codes])  # the slots' means are still zero
+    assert torch.equal(board.vectors, quantizer.codebook[board.codes])
 
 
 def test_backward_goes_straight_to_the_mean_of_the_winning_voters(quantized):

@@ -101,8 +101,8 @@ def test_the_painter_s_error_teaches_the_storyboard_where_it_is_the_condition(ma
     model(batch, sgm.seeded(0)).diffusion_nll.backward()
     assert model.encoder.to_code.weight.grad.any() and model.image_condition.out.weight.grad.any()
     assert all(torch.equal(before, frozen_tensors(model)[name]) for name, before in frozen.items())
-    own, _ = model.condition(batch["texts"], model.encoder.look_up(board.codes))
-    other, _ = model.condition(batch["texts"], model.encoder.look_up((board.codes + 1) % 8))
+    own, _ = model.condition(batch["texts"], model.encoder.quantizer.look_up(board.codes))
+    other, _ = model.condition(batch["texts"], model.encoder.quantizer.look_up((board.codes + 1) % 8))
     assert (own[:, -8:] != other[:, -8:]).any(-1).all()
 
 
@@ -155,8 +155,8 @@ def test_a_code_changes_the_story_that_the_same_seed_writes():
     device, config = torch.device("cpu"), dataclasses.replace(checkpoint["config"], max_new_tokens=120)
     model = sgm.load_model(checkpoint, config, device, torch.float32, paints=False)
     codes = model.prior.sample(1, sgm.seeded(0)).repeat(4, 1)
-    codes[:, 1] = torch.tensor([0, 80, 160, 240])
-    stories = [model.lm.write(model.soft(row[None]), "The red fox.", config, seed=0) for row in codes[[0, 1, 2, 3, 0]]]
+    codes[:, 1] = torch.tensor([0, 20, 40, 60])
+    stories = model.lm.write(model.soft(codes[[0, 1, 2, 3, 0]]), ["The red fox."] * 5, config, [0] * 5)
     assert len(set(stories)) > 1 and stories[0] == stories[4]
 
 

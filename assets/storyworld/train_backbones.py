@@ -8,7 +8,9 @@ and a half hours on two CPU cores. It is seeded, and a killed run goes on from i
     python assets/storyworld/train_backbones.py --scale 0.01 --work_dir /tmp/work --output_dir /tmp/out   # a rehearsal
 
 Stage       makes                                            from
-lm          output_dir/lm        GPT-2 and its tokenizer     stories
+words       work_dir/words       GPT-2 and its tokenizer     stories
+lm          output_dir/lm        the same, that has learned  stories, words
+                                 to hear storyboards
 vae         output_dir/diffusion/vae                         panels
 unet        output_dir/diffusion (a StableDiffusionPipeline) stories, panels, vae
 storyboard  output_dir/storyboard.pt                         the two programs' own commands
@@ -350,6 +352,11 @@ def factor_labels(stories: list[world.Story]) -> np.ndarray:
 # For a quarter of the stories k = 0. For the others slot j of the prefix holds one telling token of chunk j of the
 # story (chunk j: tokens floor(j n / k) to floor((j + 1) n / k)): where a soft prompt will stand, the model already
 # looks. Half of the slots are softened (a mean of tokens' embeddings, or noise), since a soft prompt is no word.
+#
+# A keyword is drawn by chance, so the words that are not drawn tell nothing. A storyboard is a function of its story,
+# and a model can trust it to the last bit: with p(z) p(s | z) = p(s) it returns all that it costs. So the stage ends
+# with storyboards for prefixes: those that the program's own encoder makes at its start, from k-means on the chunks of
+# the stories at hand, so that no codebook is seen for long and none has to be learned by heart.
 # ----------------------------------------------------------------------------------------------------------
 
 LM_VOCABULARY = 2048  # nearly every word of the world is one token
@@ -368,6 +375,9 @@ SOFT_TOKENS = 3  # embeddings in a softened slot's mean
 SOFT_NOISE = 0.5  # most noise on a slot, as a share of the embeddings' own standard deviation
 END_OF_TEXT = "<|endoftext|>"
 LM_CHECK_STORIES = 128  # in the held-out figures of the log
+LISTENING_RECIPE = Recipe(steps=1300, learning_rate=8e-4, muon_rate=1.2e-3, betas=(0.9, 0.95), weight_decay=0.05)
+STORYBOARD_SHARE = 0.75  # of the stories; the others come without a prefix or with keywords, as before
+STORYBOARD_CODES = (64, 96, 96, 128)  # K of a pool's codebook is one of these
 
 
 def train_lm_tokenizer(texts: Iterator[str]):
@@ -424,8 +434,8 @@ def chunks_of(row: list[int], count: int) -> list[list[int]]:
     return [row[a : max(b, a + 1)] for a, b in pairwise(edges)]
 
 
-def draw_prefix_length(rng: random.Random) -> int:
-    if rng.random() >= PREFIX_SHARE:
+def draw_prefix_length(rng: random.Random, share: float = PREFIX_SHARE) -> int:
+    if rng.random() >= share:
         return 0
     return PREFIX_USUAL if rng.random() < PREFIX_USUAL_SHARE else rng.randint(1, PREFIX_MOST)
 
@@ -499,8 +509,12 @@ def lm_embeddings(model, batch: LmBatch, device: torch.device) -> Tensor:
 
 def lm_token_nll(model, batch: LmBatch, device: torch.device) -> Tensor:
     """-log p of every predicted token, nats, (number of story tokens in the batch,)."""
-    hidden = model.transformer(inputs_embeds=lm_embeddings(model, batch, device)).last_hidden_state  # (B, T, E)
-    targets = batch.targets.to(device)
+    return predicted_nll(model, lm_embeddings(model, batch, device), batch.targets.to(device))
+
+
+def predicted_nll(model, embeddings: Tensor, targets: Tensor) -> Tensor:
+    """-log p of the tokens `targets` (B, T) after `embeddings` (B, T, E), one after the other where not -100, nats."""
+    hidden = model.transformer(inputs_embeds=embeddings).last_hidden_state  # (B, T, E)
     predicted = targets != -100
     logits = model.lm_head(hidden[predicted])  # (tokens, vocabulary)
     return F.cross_entropy(logits.float(), targets[predicted], reduction="none")
@@ -529,8 +543,8 @@ def new_lm(tokenizer):
     return GPT2LMHeadModel(config)
 
 
-def train_lm(run: Run) -> None:
-    """Stage lm: tokenizer and model, saved in fp16 to output_dir/lm."""
+def train_words(run: Run) -> None:
+    """Stage words: tokenizer and model, saved in fp16 to work_dir/words."""
     sample = [train_story(i) for i in range(run.scaled(LM_TOKENIZER_STORIES, 200))]
     tokenizer = train_lm_tokenizer(story.text for story in sample)
     weights = informativeness(story_ids(tokenizer, sample), len(tokenizer))
@@ -554,9 +568,112 @@ def train_lm(run: Run) -> None:
         }
 
     steps = run.scaled(LM_RECIPE.steps)
-    model = fit(run, "lm", model, scaled_recipe(LM_RECIPE, steps), losses_at, held_out)
+    model = fit(run, "words", model, scaled_recipe(LM_RECIPE, steps), losses_at, held_out)
+    save_half(model, run.work_dir / "words")
+    tokenizer.save_pretrained(run.work_dir / "words")
+
+
+def starting_storyboards(lm: sgm.LanguageModel, texts: list[str], num_codes: int, seed: int) -> tuple[Tensor, float]:
+    """The soft prompts (N, 8, E) of stories by the program's encoder, codebook and soft prompt as they start, fitted to
+    these very stories; and the entropy of their codes, summed over the slots, nats."""
+    config = sgm.Config(**sgm.PRESETS["storyworld"] | dict(num_codes=num_codes, seed=seed, encoder_layers=1))
+    torch.manual_seed(seed)
+    model = sgm.StoryModel(config, lm, None).to(lm.device).eval()
+    model.start_encoder(texts)
+    model.start_codebook(texts)
+    with torch.no_grad():
+        starts = range(0, len(texts), LM_BATCH)
+        codes = torch.cat([model.encode(*model.tokenize(texts[i : i + LM_BATCH])[:2]).codes for i in starts])  # (N, S)
+        shares = F.one_hot(codes, num_codes).double().mean(0)  # (S, K)
+        return model.soft(codes), torch.special.entr(shares).sum().item()
+
+
+@dataclass
+class ListeningBatch:
+    """A batch of which some stories have a storyboard's soft prompt (N, 8, E) for prefix, `rows` (N,) names them."""
+
+    batch: LmBatch
+    rows: Tensor
+    soft: Tensor
+
+
+def listening_nll(model, batch: ListeningBatch, device: torch.device) -> Tensor:
+    """As lm_token_nll."""
+    embeddings = lm_embeddings(model, batch.batch, device)
+    places = (batch.rows[:, None].to(device), torch.arange(1, 1 + PREFIX_USUAL, device=device))
+    embeddings = embeddings.index_put(places, batch.soft.to(embeddings))
+    return predicted_nll(model, embeddings, batch.batch.targets.to(device))
+
+
+def listening_batches(run: Run, lm: sgm.LanguageModel, weights: np.ndarray) -> Callable[[int], ListeningBatch]:
+    """The batch of a step, from pools as in lm_batches; each pool has a codebook of its own."""
+    current: dict[int, list[ListeningBatch]] = {}
+
+    def pool(number: int) -> list[ListeningBatch]:
+        seed = seed_of(run.seed, "listening pool", number)
+        rng = random.Random(seed)
+        stories = [train_story((number + 10_000) * LM_POOL + i) for i in range(LM_POOL)]
+        rows = story_ids(lm.tokenizer, stories)
+        soft, _ = starting_storyboards(lm, [s.text for s in stories], rng.choice(STORYBOARD_CODES), seed % 2**31)
+        drawn = []
+        for i, row in enumerate(rows):
+            heard = rng.random() < STORYBOARD_SHARE
+            drawn.append((row, PREFIX_USUAL if heard else draw_prefix_length(rng, share=0.5), i if heard else -1))
+        drawn.sort(key=lambda one: len(one[0]) + one[1])
+        starts = list(range(0, LM_POOL, LM_BATCH))
+        rng.shuffle(starts)
+        batches = []
+        for start in starts:
+            parts, lengths, owners = zip(*drawn[start : start + LM_BATCH])
+            heard = [place for place, owner in enumerate(owners) if owner >= 0]
+            batch = lm_batch(parts, lengths, weights, lm.start, rng)
+            boards = soft[[owners[place] for place in heard]]
+            batches.append(ListeningBatch(batch, torch.tensor(heard, dtype=torch.long), boards))
+        return batches
+
+    def at(step: int) -> ListeningBatch:
+        number, position = divmod(step, LM_POOL // LM_BATCH)
+        if number not in current:
+            current.clear()
+            current[number] = pool(number)
+        return current[number][position]
+
+    return at
+
+
+def train_lm(run: Run) -> None:
+    """Stage lm: the model of stage words learns to hear storyboards; saved in fp16 to output_dir/lm. The embeddings
+    stay as they are, since they are what storyboards start from."""
+    sample = [train_story(i) for i in range(run.scaled(LM_TOKENIZER_STORIES, 200))]
+    lm = sgm.LanguageModel(str(run.work_dir / "words"), run.device, torch.float32)
+    weights = informativeness(story_ids(lm.tokenizer, sample), len(lm.tokenizer))
+    model = lm.model.requires_grad_(True)
+    lm.embed.requires_grad_(False)
+    batch_at = listening_batches(run, lm, weights)
+    checked_stories = [held_out_story(i) for i in range(run.scaled(16 * LM_CHECK_STORIES, 2 * LM_BATCH))]
+    texts = [story.text for story in checked_stories]
+
+    def losses_at(step: int) -> dict[str, Tensor]:
+        return {"loss": listening_nll(model, batch_at(step), run.device).mean()}
+
+    def held_out(model) -> dict[str, float]:
+        soft, entropy = starting_storyboards(lm, texts, 64, 0)
+        few = checked_stories[: run.scaled(LM_CHECK_STORIES)]
+        items = [dict(index=i, tokens=row[:-1], cut=False) for i, row in enumerate(story_ids(lm.tokenizer, few))]
+        tokens, mask = (sgm.collate(items)[key].to(run.device) for key in ("tokens", "mask"))
+        bare = lm.nll(soft[: len(few), :0], tokens, mask).mean().item()
+        heard = lm.nll(soft[: len(few)], tokens, mask).mean().item()
+        return {
+            "nats/story": bare,
+            "keywords nats/story": lm_held_out(run, model, lm.tokenizer, weights, few, PREFIX_USUAL)["story"],
+            "bits returned": (bare - heard) / math.log(2),
+            "of": entropy / math.log(2),
+        }
+
+    recipe = scaled_recipe(LISTENING_RECIPE, run.scaled(LISTENING_RECIPE.steps))
+    model = fit(run, "lm", model, recipe, losses_at, held_out)
     save_half(model, run.output_dir / "lm")
-    tokenizer.save_pretrained(run.output_dir / "lm")
+    lm.tokenizer.save_pretrained(run.output_dir / "lm")
 
 
 def scaled_recipe(recipe: Recipe, steps: int) -> Recipe:
@@ -1421,6 +1538,7 @@ def write_report(run: Run) -> None:
 # ----------------------------------------------------------------------------------------------------------
 
 STAGES = {
+    "words": train_words,
     "lm": train_lm,
     "vae": train_vae,
     "unet": train_unet,
