@@ -458,11 +458,16 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("codebook", torch.zeros(num_codes, code_dim))  # (K, D)
         self.register_buffer("counts", torch.zeros(num_codes))  # (K,), per update
         self.register_buffer("sums", torch.zeros(num_codes, code_dim))  # (K, D)
+        self.register_buffer("distortion", torch.zeros(()))  # mean squared distance of outputs to their codes
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # 0: the codebook has not started
 
-    def nearest(self, x: Tensor) -> Tensor:
-        """(N, D) -> (N,) int64; of two codes at the same distance, the smaller."""
+    def nearest(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(N, D) -> (N,) int64; of two codes at the same distance, the smaller. With `lengths` (N, K), what each code
+        costs, the assignment is entropy-constrained (Chou et al. 1989): the smallest sum of squared distance, in units
+        of its running mean, and cost."""
         scores = self.codebook.square().sum(1) - 2 * x.float() @ self.codebook.T  # (N, K), squared distance - |x|^2
+        if lengths is not None:
+            scores = scores + self.distortion * lengths
         return scores.argmin(1)
 
     def look_up(self, codes: Tensor) -> Tensor:
@@ -470,20 +475,23 @@ class VectorQuantizer(nn.Module):
         return self.codebook[codes]
 
     @torch.no_grad()
-    def update(self, x: Tensor) -> None:
-        """One step of the moving averages on outputs x (N, D) of this process; all processes step together.
+    def update(self, x: Tensor, lengths: Tensor | None = None) -> None:
+        """One step of the moving averages on outputs x (N, D) of this process, assigned as by `nearest`; all processes
+        step together.
 
         A batch with a NaN or an infinity anywhere is left out whole: it would stay in the averages for good.
         """
         x = x.float()
-        nearest = self.nearest(x)
-        batch = torch.zeros(self.num_codes, 1 + x.shape[1], device=x.device)  # (K, 1 + D): counts and sums in one
-        batch.index_add_(0, nearest, torch.cat([torch.ones_like(x[:, :1]), x], 1))
+        nearest = self.nearest(x, lengths)
+        distances = (x - self.codebook[nearest]).square().sum(1, keepdim=True)
+        batch = torch.zeros(self.num_codes, 2 + x.shape[1], device=x.device)  # (K, 2 + D): all sums in one
+        batch.index_add_(0, nearest, torch.cat([torch.ones_like(distances), distances, x], 1))
         all_sum(batch)
         if not torch.isfinite(batch).all():
             return
         self.counts.lerp_(batch[:, 0], 1 - self.decay)
-        self.sums.lerp_(batch[:, 1:], 1 - self.decay)
+        self.sums.lerp_(batch[:, 2:], 1 - self.decay)
+        self.distortion.lerp_(batch[:, 1].sum() / batch[:, 0].sum(), 1 - self.decay)
         self.revive(x)
         self.codebook.copy_(self.sums / self.smoothed(self.counts)[:, None])
         self.updates += 1
@@ -500,6 +508,7 @@ class VectorQuantizer(nn.Module):
         self.counts.copy_(counts.clamp(min=1))
         self.sums.copy_(centres * self.counts[:, None])
         self.codebook.copy_(centres)
+        self.distortion.copy_(torch.cdist(x.float(), centres).amin(1).square().mean())
         self.updates.fill_(1)
 
     def revive(self, x: Tensor) -> None:
@@ -652,30 +661,40 @@ class StoryboardEncoder(nn.Module):
         shared = shares.mT @ chunks  # (B, T, D): a token of several slots has the mean of theirs
         return shared + self.own_share * (own - shared)
 
-    def forward(self, tokens: Tensor, embeds: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
-        """Stories of at least one token each; tokens and mask (B, T), embeds (B, T, E). With `learn` the codebook takes
-        one step. Until it has started the vectors are the chunks' own, not quantised."""
+    def forward(self, tokens: Tensor, embeds: Tensor, mask: Tensor, rate=None, learn: bool = False) -> Storyboard:
+        """Stories of at least one token each; tokens and mask (B, T), embeds (B, T, E). `rate` maps codes (B, S) to what
+        each code would cost in their place (B, S, K). With `learn` the codebook takes one step. Until it has started
+        the vectors are the chunks' own, not quantised."""
         members = chunk_members(mask)  # (B, S, T)
         slot = members.float().argmax(1)  # (B, T): the first slot that a token belongs to
         own, loudness = self.outputs(tokens, embeds, mask, slot)
         with torch.autocast(own.device.type, enabled=False):
-            return self.quantize(self.pool(own.float(), loudness.float(), members), mask, members, learn)
+            return self.quantize(self.pool(own.float(), loudness.float(), members), mask, members, rate, learn)
 
-    def quantize(self, outputs: Tensor, mask: Tensor, members: Tensor, learn: bool) -> Storyboard:
-        started = bool(self.quantizer.updates)
-        if learn and started:
-            self.quantizer.update(outputs[mask].detach())
-        nearest = torch.zeros_like(mask, dtype=torch.int64)
-        nearest[mask] = self.quantizer.nearest(outputs[mask].detach())
-        codes, share = majority_vote(nearest, members, self.quantizer.num_codes)
-        voters = members & (nearest[:, None] == codes[..., None]) if started else members  # (B, S, T)
-        voters = voters.float()
+    def quantize(self, outputs: Tensor, mask: Tensor, members: Tensor, rate, learn: bool) -> Storyboard:
+        if not self.quantizer.updates:
+            shares = members / members.sum(-1, keepdim=True)  # (B, S, T)
+            nothing = torch.zeros(members.shape[:2], dtype=torch.int64, device=outputs.device)
+            return Storyboard(nothing, shares @ outputs, shares.sum(-1), outputs.new_zeros(()))
+        x, lengths = outputs[mask].detach(), None  # (N, D), the tokens of all stories
+        codes, share, nearest = self.vote(x, mask, members, None)
+        if rate is not None:
+            slot = members.float().argmax(1)  # (B, T)
+            lengths = rate(codes).gather(1, slot[..., None].expand(-1, -1, self.quantizer.num_codes))[mask]  # (N, K)
+            codes, share, nearest = self.vote(x, mask, members, lengths)
+        if learn:
+            self.quantizer.update(x, lengths)
+        voters = (members & (nearest[:, None] == codes[..., None])).float()  # (B, S, T)
         mean = voters @ outputs / voters.sum(-1, keepdim=True)  # (B, S, D): the outputs that voted for the winner
-        if not started:
-            return Storyboard(codes, mean, share, outputs.new_zeros(()))
         vectors = self.quantizer.look_up(codes)  # (B, S, D)
-        commitment = F.mse_loss(outputs[mask], self.quantizer.codebook[nearest[mask]])
+        commitment = F.mse_loss(outputs[mask], self.quantizer.look_up(nearest[mask]))
         return Storyboard(codes, vectors + (mean - mean.detach()), share, commitment)
+
+    def vote(self, x: Tensor, mask: Tensor, members: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Winning codes (B, S), their shares (B, S), and each token's own code (B, T)."""
+        nearest = torch.zeros_like(mask, dtype=torch.int64)
+        nearest[mask] = self.quantizer.nearest(x, lengths)
+        return *majority_vote(nearest, members, self.quantizer.num_codes), nearest
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -1109,7 +1128,12 @@ class StoryModel(nn.Module):
         return self.backbones[1]
 
     def encode(self, tokens: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
-        return self.encoder(tokens, self.lm.embed(tokens).float(), mask, learn)
+        return self.encoder(tokens, self.lm.embed(tokens).float(), mask, self.rate, learn)
+
+    @torch.no_grad()
+    def rate(self, codes: Tensor) -> Tensor:
+        """beta_kl * -log p_theta(k | z_<j) of each code k in each place of storyboards (B, S): (B, S, K), nats."""
+        return -self.config.beta_kl * self.prior(codes).log_softmax(-1)
 
     def soft(self, codes: Tensor) -> Tensor:
         """Storyboards as numbers (B, S) -> soft prompts (B, P, E)."""
