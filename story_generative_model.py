@@ -18,7 +18,7 @@ and the latent diffusion omega.
 Shapes: B stories, T story tokens, S = 8 slots, K codes, D storyboard width, E language-model width, P soft tokens.
 
 Contents: 1 Configuration   2 Data          3 Vector quantiser   4 Storyboard encoder   5 Prior        6 Backbones
-          7 Objective       8 Checkpoints   9 Generation        10 Evaluation          11 Training    12 Command line
+          7 Objective       8 Checkpoints   9 Generation        10 Pages   11 Evaluation   12 Training   13 Command line
 """
 
 from __future__ import annotations
@@ -56,9 +56,19 @@ def say(message: str) -> None:
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def flag(default, text: str, commands: str = "train", low: float | None = None, choices: tuple = ()):
-    """A Config field that is also `--name` of each command in `commands`; numbers below `low` are refused."""
-    return field(default=default, metadata=dict(help=text, commands=commands.split(), low=low, choices=choices))
+def flag(
+    default,
+    text: str,
+    commands: str = "train",
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple = (),
+    name: str = "",
+):
+    """A Config field that is also a flag of each command in `commands`, by its own or another `name`; numbers outside
+    `low` to `high` are refused."""
+    bounds = dict(low=low, high=high, choices=choices)
+    return field(default=default, metadata=dict(help=text, commands=commands.split(), name=name, **bounds))
 
 
 @dataclass
@@ -101,7 +111,9 @@ class Config:
     adam_weight_decay: float = flag(0.01, "AdamW weight decay", low=0)
     lr_scheduler: str = flag("cosine", "learning-rate schedule", choices=("cosine", "linear", "constant_with_warmup"))
     lr_warmup_steps: int = flag(2000, "optimizer steps of linear warm-up", low=0)
-    prior_steps: int = flag(1000, "steps of the prior alone at the end, on the codes that the encoder has come to", low=0)
+    prior_steps: int = flag(
+        1000, "steps of the prior alone at the end, on the codes that the encoder has come to", low=0
+    )
     max_grad_norm: float = flag(1.0, "gradients are clipped to this norm", low=0)
     mixed_precision: str = flag("fp16", "precision of the matrix products", choices=("no", "fp16", "bf16"))
     gradient_checkpointing: bool = flag(False, "recompute the language model's activations to save memory")
@@ -117,7 +129,9 @@ class Config:
     prompt: str = flag("", "opening line of the story", "generate")
     ckpt: str = flag("", "checkpoint; the embedded storyworld one by default", "generate evaluate codebook")
     output: str = flag(
-        "", "where the picture (generated.png), the metrics or the codebook's page go", "generate evaluate codebook"
+        "",
+        "where the picture or book (.png, .html, .pdf; generated.png), the metrics or the codebook's page go",
+        "generate evaluate codebook",
     )
     storyboard: str = flag("", 'codes to pin, "3 17 _ _ 5 _ _ _"; _ leaves a slot free', "generate")
     num_storyboards: int = flag(
@@ -125,18 +139,32 @@ class Config:
     )
     temperature: float = flag(1.0, "sampling temperature of storyboard and story", "train generate", low=0.01)
     top_p: float = flag(0.95, "nucleus of storyboard and story", "train generate", low=0.01)
+    repetition_penalty: float = flag(1.0, "above 1 makes the words that were written less likely", "generate", low=0.01)
     max_new_tokens: int = flag(320, "longest continuation of the prompt, in tokens", "train generate", low=1)
     num_inference_steps: int = flag(20, "denoising steps of the picture", "train generate", low=1)
     guidance_scale: float = flag(7.5, "classifier-free guidance of the picture", "train generate", low=0)
+    negative_prompt: str = flag("", "what the picture should not show", "generate")
+    image_size: int = flag(0, "side of the picture, pixels; 0 is the model's own", "generate", low=0)
+    panels: int = flag(1, "pictures of a story, 1 to 8", "generate", low=1, high=8)
+    panel_consistency: str = flag(
+        "off", "what the panels of a story share", "generate", choices=("off", "noise", "attention")
+    )
+    num_stories: int = flag(1, "stories of each prompt, with seeds from --seed on", "generate", low=1)
+    prompts_file: str = flag("", "a text file with a prompt on each line, instead of --prompt", "generate")
+    source: str = flag("", "a .png or .html that generate wrote: make it again, or edited", "generate", name="from")
+    json: bool = flag(False, "print what was made as JSON, a line for each story", "generate")
     split: str = flag("val", "which split to look at", "evaluate codebook", choices=("train", "val"))
     eval_batch_size: int = flag(32, "stories per pass in evaluation", "train evaluate codebook", low=1)
     top_codes: int = flag(24, "how many of the most used codes to show", "codebook", low=1)
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
-            value, low, choices = getattr(self, f.name), f.metadata["low"], f.metadata["choices"]
+            value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
+            choices = f.metadata["choices"]
             if low is not None and not value >= low:
                 raise StoryError(f"--{f.name} must be at least {low:g}, got {value}", 2)
+            if high is not None and not value <= high:
+                raise StoryError(f"--{f.name} must be at most {high:g}, got {value}", 2)
             if choices and value not in choices:
                 raise StoryError(f"--{f.name} must be one of {', '.join(choices)}, got {value!r}", 2)
         if self.encoder_width % self.num_heads or self.prior_width % self.num_heads:
@@ -191,7 +219,8 @@ def parse_args(argv: list[str]) -> tuple[str, Config, set[str]]:
                 kind = dict(action="store_true")
             else:
                 kind = dict(type=type(f.default), choices=f.metadata["choices"] or None)
-            options.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=text, **kind)
+            name = f.metadata["name"] or f.name
+            options.add_argument(f"--{name}", dest=f.name, default=argparse.SUPPRESS, help=text, **kind)
     given = vars(parser.parse_args(argv))
     command = given.pop("command")
     try:
@@ -203,17 +232,22 @@ def parse_args(argv: list[str]) -> tuple[str, Config, set[str]]:
 if __name__ == "__main__":  # --help and a mistyped flag are answered before torch's seconds of import
     parse_args(sys.argv[1:])
 
+import base64
+import hashlib
 import html
+import io
 import math
 import re
 import signal
 import time
+import unicodedata
 import warnings
 import zipfile
 from collections import Counter
 from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
@@ -222,7 +256,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -582,8 +616,8 @@ class StoryboardEncoder(nn.Module):
 
     It starts as words: its layers pass their input on (their last projections are zero), so that a token's output is
     its embedding in the language model, in the D principal directions of the embedding table; a chunk's vector is
-    mostly that of its loudest word, by how words are spread over stories; and SoftPrompt starts as the way back. So the frozen
-    language model reads keywords of each chunk from the first step, and training has something to improve.
+    mostly that of its loudest word, by how words are spread over stories; and SoftPrompt starts as the way back. So the
+    frozen language model reads keywords of each chunk from the first step, and training has something to improve.
     """
 
     def __init__(self, config: Config, rows: Tensor, max_tokens: int):
@@ -662,9 +696,9 @@ class StoryboardEncoder(nn.Module):
         return shared + self.own_share * (own - shared)
 
     def forward(self, tokens: Tensor, embeds: Tensor, mask: Tensor, rate=None, learn: bool = False) -> Storyboard:
-        """Stories of at least one token each; tokens and mask (B, T), embeds (B, T, E). `rate` maps codes (B, S) to what
-        each code would cost in their place (B, S, K). With `learn` the codebook takes one step. Until it has started
-        the vectors are the chunks' own, not quantised."""
+        """Stories of at least one token each; tokens and mask (B, T), embeds (B, T, E). `rate` maps codes (B, S) to
+        what each code would cost in their place (B, S, K). With `learn` the codebook takes one step. Until it has
+        started the vectors are the chunks' own, not quantised."""
         members = chunk_members(mask)  # (B, S, T)
         slot = members.float().argmax(1)  # (B, T): the first slot that a token belongs to
         own, loudness = self.outputs(tokens, embeds, mask, slot)
@@ -867,7 +901,12 @@ class LanguageModel:
     def write(self, soft: Tensor, prompts: list[str], config: Config, seeds: list[int]) -> list[str]:
         """Continues each prompt after its soft prompt, soft (B, P, E): prompt and continuation, sampled (top-p) with
         the row's own seed, so that a story does not depend on those that are written beside it."""
-        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+        from transformers import (
+            LogitsProcessorList,
+            RepetitionPenaltyLogitsProcessor,
+            TemperatureLogitsWarper,
+            TopPLogitsWarper,
+        )
 
         rows = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
         length = max(map(len, rows))  # T
@@ -875,11 +914,19 @@ class LanguageModel:
         if room < 1:
             raise StoryError(f"the prompt has {length} tokens, more than the model's context of {self.context}", 2)
         # padded at the left, so that all prompts end in one place
-        framed = [self.frame(one[None], torch.tensor([row], dtype=torch.int64, device=self.device))[0] for one, row in zip(soft, rows)]
+        framed = [
+            self.frame(one[None], torch.tensor([row], dtype=torch.int64, device=self.device))[0]
+            for one, row in zip(soft, rows)
+        ]
         embeds = torch.stack([F.pad(one, (0, 0, length - len(row), 0)) for one, row in zip(framed, rows)])
         seen = torch.tensor([[0] * (length - len(row)) + [1] * (len(one)) for one, row in zip(framed, rows)])
         sampler = LogitsProcessorList(
-            [TemperatureLogitsWarper(config.temperature), TopPLogitsWarper(config.top_p), KeyedGumbel(rows, seeds)]
+            [
+                RepetitionPenaltyLogitsProcessor(config.repetition_penalty),
+                TemperatureLogitsWarper(config.temperature),
+                TopPLogitsWarper(config.top_p),
+                KeyedGumbel(rows, seeds),
+            ]
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -1011,21 +1058,65 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def paint(self, states: Tensor, mask: Tensor, config: Config, seeds: list[int]) -> list[Image.Image]:
-        """A picture of each condition, states (B, L, C) and mask (B, L). The pipeline has no mask, so conditions of one
-        length are painted together; a picture is a function of its own condition and seed."""
-        empty, lengths, pictures = self.encode_texts([""])[0], mask.sum(1), {}
-        for length in lengths.unique().tolist():
-            places = (lengths == length).nonzero().squeeze(1).tolist()
-            nothing = empty.repeat(1, -(-length // empty.shape[1]), 1)[:, :length]
-            painted = self.pipeline(
-                prompt_embeds=torch.stack([states[place][mask[place]] for place in places]),
-                negative_prompt_embeds=nothing.expand(len(places), -1, -1),
+        """A picture of each condition, states (B, L, C) and mask (B, L), all in one batch; each is a function of its
+        own condition and seed, unless --panel_consistency shares attention between them."""
+        count, length = mask.shape
+        negative, heard = self.encode_texts([config.negative_prompt])  # (1, N, C), (1, N)
+        longest = max(length, negative.shape[1])
+        states, mask = F.pad(states, (0, 0, 0, longest - length)), F.pad(mask, (0, longest - length))
+        negative = F.pad(negative, (0, 0, 0, longest - negative.shape[1])).expand(count, -1, -1)
+        heard = F.pad(heard, (0, longest - heard.shape[1])).expand(count, -1)
+        size = config.image_size or None
+        with self.listening_to(torch.cat([heard, mask]), mask), self.sharing(config.panel_consistency, count):
+            return self.pipeline(
+                prompt_embeds=states,
+                negative_prompt_embeds=negative,
                 num_inference_steps=config.num_inference_steps,
                 guidance_scale=config.guidance_scale,
-                generator=[torch.Generator().manual_seed(seeds[place]) for place in places],
+                height=size,
+                width=size,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             ).images
-            pictures |= dict(zip(places, painted))
-        return [pictures[place] for place in range(len(seeds))]
+
+    @contextmanager
+    def listening_to(self, guided: Tensor, plain: Tensor):
+        """The pipeline knows no mask of the text: the UNet is given it here, (2 B, L) with guidance, (B, L) without."""
+
+        def add_mask(unet, args: tuple, kwargs: dict):
+            batch = len(args[0] if args else kwargs["sample"])
+            return args, kwargs | dict(encoder_attention_mask=guided if batch == len(guided) else plain)
+
+        hook = self.unet.register_forward_pre_hook(add_mask, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def sharing(self, consistency: str, count: int):
+        """With "attention", the self-attention of the `count` pictures of a batch sees all of them."""
+        before = self.unet.attn_processors
+        if consistency == "attention" and count > 1:
+            self.unet.set_attn_processor(shared_attention(count))
+        try:
+            yield
+        finally:
+            self.unet.set_attn_processor(before)
+
+
+def shared_attention(count: int):
+    """Consistent self-attention (Zhou et al. 2024, StoryDiffusion), without sampling: keys and values of a picture are
+    those of all `count` pictures that are painted together; cross-attention stays as it is."""
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    class SharedAttention(AttnProcessor2_0):
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, *args, **kwargs):
+            if encoder_hidden_states is None:
+                together = hidden_states.unflatten(0, (-1, count)).flatten(1, 2)  # (halves, count N, C)
+                encoder_hidden_states = together.repeat_interleave(count, 0)  # (B, count N, C)
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
+
+    return SharedAttention()
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -1201,7 +1292,9 @@ class StoryModel(nn.Module):
     @torch.no_grad()
     def chunk_vectors(self, stories: list[str]) -> Tensor:
         """Stories -> the vectors of their chunks (8 N, D), before the quantiser has started."""
-        batches = [stories[i : i + self.config.eval_batch_size] for i in range(0, len(stories), self.config.eval_batch_size)]
+        batches = [
+            stories[i : i + self.config.eval_batch_size] for i in range(0, len(stories), self.config.eval_batch_size)
+        ]
         return torch.cat([self.encode(*self.tokenize(batch)[:2]).vectors for batch in batches]).flatten(0, 1)
 
     def diffusion_nll(self, batch: dict, vectors: Tensor, noise: torch.Generator) -> Tensor:
@@ -1326,11 +1419,17 @@ def pick_device() -> tuple[torch.device, torch.dtype]:
 # ------------------------------------------------------------------------------------------------------------------
 
 
+class IllustratedPanel(NamedTuple):
+    text: str
+    seed: int
+    image: Image.Image
+
+
 class IllustratedStory(NamedTuple):
     prompt: str
     story: str
     storyboard: list[int]
-    image: Image.Image
+    panels: list[IllustratedPanel]
 
 
 def parse_storyboard(text: str, num_codes: int) -> list[int | None]:
@@ -1347,42 +1446,155 @@ def parse_storyboard(text: str, num_codes: int) -> list[int | None]:
 
 
 @torch.no_grad()
-def draw_storyboard(model: StoryModel, prompt: str, pinned: list[int | None], config: Config) -> Tensor:
-    """One storyboard (1, S) from p(z | prompt), with the pinned slots as they are."""
-    generator = seeded(config.seed, 0)
+def draw_storyboard(model: StoryModel, prompt: str, pinned: list[int | None], config: Config, seed: int) -> Tensor:
+    """One storyboard (S,) from p(z | prompt), with the pinned slots as they are."""
+    if None not in pinned and pinned:
+        return torch.tensor(pinned, device=model.lm.device)
+    generator = seeded(seed, 0)
     codes = model.prior.sample(config.num_storyboards, generator, pinned, config.temperature, config.top_p)  # (N, S)
     tokens, mask, _ = model.tokenize([prompt])
     endless = torch.ones(len(codes), dtype=torch.bool, device=tokens.device)  # a prompt is no finished story
     nll = model.lm.nll(model.soft(codes), tokens.expand(len(codes), -1), mask.expand(len(codes), -1), endless)  # (N,)
     pick = torch.multinomial((-nll).softmax(0).cpu(), 1, generator=generator)
-    return codes[pick.to(codes.device)]
+    return codes[int(pick)]
+
+
+def sentences_of(story: str) -> list[str]:
+    """Cut behind a full stop and its closing quotes, where what follows does not go on in lower case."""
+    ends = [match.end() for match in re.finditer(r"[.!?\u2026\u3002\uff01\uff1f]+[\"'\u201d\u2019\u00bb)]*\s+", story)]
+    ends = [end for end in ends if end < len(story) and not story[end].islower()]
+    return [story[start:end].strip() for start, end in pairwise([0, *ends, len(story)])]
+
+
+def cut_into_panels(model: StoryModel, story: str, panels: int) -> list[str]:
+    """The story in `panels` pieces of whole sentences, cut nearest to where equal chunks of its tokens end; in fewer if
+    it has fewer sentences."""
+    sentences = sentences_of(story)
+    lengths = [len(model.lm.tokenizer(sentence, add_special_tokens=False)["input_ids"]) for sentence in sentences]
+    panels, ends = min(panels, len(sentences)), np.cumsum(lengths)  # tokens up to the end of each sentence
+    cuts = [0]
+    for number in range(1, panels):
+        possible = range(cuts[-1] + 1, len(sentences) - (panels - number) + 1)  # one sentence at least for each
+        cuts.append(min(possible, key=lambda cut: abs(ends[cut - 1] - number * ends[-1] / panels)))
+    return [" ".join(sentences[start:end]) for start, end in pairwise([*cuts, len(sentences)])]
 
 
 @torch.no_grad()
-def illustrate(model: StoryModel, config: Config, prompt: str) -> IllustratedStory:
-    """One story and its picture; a function of the model, the configuration, its seed and the prompt alone."""
+def illustrate(model: StoryModel, config: Config, prompts: list[str], seeds: list[int]) -> list[IllustratedStory]:
+    """Stories and their pictures, written and painted in one batch each; a story is a function of the model, the
+    configuration, its prompt and its seed."""
     pinned = parse_storyboard(config.storyboard, model.prior.num_codes)
-    codes = draw_storyboard(model, prompt, pinned, config)
-    (story,) = model.lm.write(model.soft(codes), [prompt], config, [config.seed])
-    condition = model.condition([story], model.encoder.quantizer.look_up(codes))
-    (image,) = model.diffusion.paint(*condition, config, [config.seed])
-    return IllustratedStory(prompt, story, codes[0].tolist(), image)
+    codes = [draw_storyboard(model, prompt, pinned, config, seed) for prompt, seed in zip(prompts, seeds)]
+    codes = torch.stack(codes)  # (B, S)
+    stories = model.lm.write(model.soft(codes), prompts, config, seeds)
+    texts = [cut_into_panels(model, story, config.panels) for story in stories]
+    counts = [len(parts) for parts in texts]
+    told = [hero_and_part(prompt, parts) for prompt, parts in zip(prompts, texts)]
+    shift = 0 if config.panel_consistency == "noise" else 1
+    noise = [seed + shift * number for seed, count in zip(seeds, counts) for number in range(count)]
+    vectors = model.encoder.quantizer.look_up(codes).repeat_interleave(torch.tensor(counts, device=codes.device), 0)
+    condition = model.condition([text for parts in told for text in parts], vectors)
+    pictures = iter(model.diffusion.paint(*condition, config, noise))
+    noise = iter(noise)
+    return [
+        IllustratedStory(prompt, story, board, [IllustratedPanel(text, next(noise), next(pictures)) for text in parts])
+        for prompt, story, board, parts in zip(prompts, stories, codes.tolist(), texts)
+    ]
 
 
-def save_picture(path: Path, result: IllustratedStory, made_by: dict) -> None:
-    """A PNG that carries what made it: the same settings give the same bytes."""
-    notes = PngImagePlugin.PngInfo()
-    storyboard = " ".join(map(str, result.storyboard))
-    for key, value in dict(prompt=result.prompt, story=result.story, storyboard=storyboard, **made_by).items():
-        notes.add_itxt(key, str(value))
-    part = path.with_name(path.name + ".part")
+def hero_and_part(prompt: str, parts: list[str]) -> list[str]:
+    """What the painter reads for each panel: its part, behind the prompt, which says whom to draw."""
+    return parts[:1] + [f"{prompt} {part}" for part in parts[1:]]
+
+
+# What generate reads and writes
+
+
+def read_prompts(config: Config) -> list[str]:
+    """The prompts of --prompt or --prompts_file, white space made plain."""
+    if config.prompts_file:
+        path = Path(config.prompts_file)
+        try:
+            lines = path.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoryError(f"--prompts_file {path} cannot be read: {error}", 2) from error
+        return [" ".join(line.split()) for line in lines if line.strip()]
+    if not config.prompt.strip():
+        raise StoryError(
+            '--prompt is empty: give the opening line, such as --prompt "The red fox and the golden key"', 2
+        )
+    return [" ".join(config.prompt.split())]
+
+
+def check_prompt(model: StoryModel, prompt: str) -> None:
+    """Raises StoryError for a prompt that no story can begin with."""
+    strange = next((letter for letter in prompt if unicodedata.category(letter) in ("Cc", "Cs")), None)
+    if strange:
+        raise StoryError(f"the prompt holds a control character, {strange!r}: {prompt[:40]!r}", 2)
+    length = len(model.lm.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    if length >= model.max_tokens:
+        raise StoryError(f"the prompt has {length} tokens, more than the model's context of {model.lm.context}", 2)
+
+
+MADE_WITH = ("storyboard", "panels", "panel_consistency", "num_storyboards", "temperature", "top_p",
+             "repetition_penalty", "max_new_tokens", "num_inference_steps", "guidance_scale", "negative_prompt",
+             "image_size")  # fmt: skip
+
+
+def record_of(result: IllustratedStory, seed: int, config: Config, model: StoryModel, checkpoint: dict) -> dict:
+    """All that made a story: with the checkpoint, enough to make it again."""
+    return dict(
+        prompt=result.prompt,
+        story=result.story,
+        storyboard=result.storyboard,
+        panels=[dict(text=panel.text, seed=panel.seed) for panel in result.panels],
+        seed=seed,
+        settings={name: getattr(config, name) for name in MADE_WITH if name != "storyboard"},
+        checkpoint=dict(name=Path(checkpoint["path"]).name, step=checkpoint["step"], sha256=sha256(checkpoint["path"])),
+        models=dict(
+            language=dict(name=config.lm_model, revision=model.lm.revision),
+            diffusion=dict(name=config.diffusion_model, revision=model.diffusion.revision),
+        ),
+        versions=versions(),
+    )
+
+
+def read_record(path: str) -> dict:
+    """The record in a .png or .html that `generate` wrote."""
     try:
-        result.image.save(part, format="PNG", pnginfo=notes)
-        os.replace(part, path)
-    except OSError as error:
-        raise StoryError(f"--output {path} cannot be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+        if path.lower().endswith(".html"):
+            found = re.search(
+                r'<script type="application/json" id="story">(.*?)</script>', Path(path).read_text("utf-8")
+            )
+            text = found and found[1]
+        else:
+            with Image.open(path, formats=("PNG",)) as image:
+                image.load()
+                text = image.text.get("story")
+        record = json.loads(text)
+        board = " ".join(str(int(code)) for code in record["storyboard"])
+        parse_storyboard(board, 10**9)
+        settings = {name: record["settings"][name] for name in MADE_WITH if name != "storyboard"}
+        return dict(record, settings=settings, prompt=str(record["prompt"]), seed=int(record["seed"]))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StoryError, SyntaxError) as error:
+        raise StoryError(
+            f"--from {path}: not a .png or .html that generate wrote ({type(error).__name__}: {error})", 2
+        ) from None
+
+
+def again(config: Config, given: set[str]) -> tuple[Config, dict]:
+    """The configuration that makes --from's story again, but for what was given by hand; and its record."""
+    record = read_record(config.source)
+    theirs = dict(record["settings"], prompt=record["prompt"], seed=record["seed"])
+    edits = parse_storyboard(config.storyboard, 10**9)
+    board = [code if edit is None else edit for code, edit in zip(record["storyboard"], edits)]
+    changes = {name: value for name, value in theirs.items() if name not in given}
+    return dataclasses.replace(config, **changes, storyboard=" ".join(map(str, board))), record
+
+
+def sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions() -> str:
@@ -1392,33 +1604,278 @@ def versions() -> str:
     return f"torch {torch.__version__}, transformers {transformers.__version__}, diffusers {diffusers.__version__}"
 
 
-def generate(config: Config, checkpoint: dict) -> IllustratedStory:
-    """Writes the story to standard output and its picture to --output (generated.png)."""
-    prompt, path = " ".join(config.prompt.split()), Path(config.output or "generated.png")
-    if not prompt:
-        raise StoryError(
-            '--prompt is empty: give the opening line, such as --prompt "The red fox and the golden key"', 2
-        )
-    if path.suffix.lower() != ".png" or not path.parent.is_dir():
-        raise StoryError(f"--output {path} must be a .png file in a folder that exists", 2)
+def generate(config: Config, checkpoint: dict, given: set[str] = frozenset()) -> list[IllustratedStory]:
+    """Writes stories to standard output and their pictures or books to --output (generated.png)."""
+    path, original = Path(config.output or "generated.png"), None
+    if path.suffix.lower() not in WRITERS or not path.parent.is_dir():
+        raise StoryError(f"--output {path} must be a {', '.join(WRITERS)} file in a folder that exists", 2)
+    if config.source:
+        config, original = again(config, given)
+        if original["checkpoint"]["sha256"] != sha256(checkpoint["path"]):
+            say(f"--from {config.source} was made with another checkpoint, {original['checkpoint']['name']}")
     parse_storyboard(config.storyboard, config.num_codes)  # a slip is told before any model is loaded
-    device, dtype = pick_device()
-    model = load_model(checkpoint, config, device, dtype)
-    result = illustrate(model, config, prompt)
-    made_by = dict(
-        seed=config.seed,
-        checkpoint=Path(checkpoint["path"]).name,
-        step=checkpoint["step"],
-        versions=versions(),
-    )
-    save_picture(path, result, made_by)
-    say(f"storyboard: {' '.join(map(str, result.storyboard))}\npicture: {path}")
-    print(result.story)
-    return result
+    prompts = read_prompts(config)
+    model = load_model(checkpoint, config, *pick_device())
+    jobs, refused = [], 0
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            check_prompt(model, prompt)
+        except StoryError as error:
+            if not config.prompts_file:
+                raise
+            say(f"{config.prompts_file}, prompt {number}: {error}")
+            refused += 1
+            continue
+        jobs += [(prompt, config.seed + story) for story in range(config.num_stories)]
+    results = []
+    for start in tqdm(range(0, len(jobs), config.eval_batch_size), disable=not sys.stderr.isatty(), leave=False):
+        part = jobs[start : start + config.eval_batch_size]
+        for (_, seed), result in zip(part, illustrate(model, config, *map(list, zip(*part)))):
+            number = len(results)
+            target = path if len(jobs) == 1 else path.with_name(f"{path.stem}_{number:03d}{path.suffix}")
+            record = record_of(result, seed, config, model, checkpoint)
+            write_safely(target, partial(WRITERS[path.suffix.lower()], result, record, original))
+            say(f"storyboard: {' '.join(map(str, result.storyboard))}\npicture: {target}")
+            print(json.dumps(record, ensure_ascii=False) if config.json else result.story)
+            results.append(result)
+    if refused:
+        raise StoryError(f"{refused} of {len(prompts)} prompts were refused, the rest was made")
+    return results
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# 10. Evaluation
+# 10. Pages
+# In: an illustrated story and the record of what made it. Out: one file, by its ending: a picture or a strip of panels
+# (.png), a web page (.html), a book (.pdf). Each carries the record, and the same record gives the same bytes.
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def write_safely(path: Path, write) -> None:
+    """`write` makes bytes; they are at `path` as a whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(write())
+        os.replace(part, path)
+    except OSError as error:
+        raise StoryError(f"--output {path} cannot be written: {error}") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def png_bytes(image: Image.Image, notes: PngImagePlugin.PngInfo | None = None) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=notes)
+    return file.getvalue()
+
+
+def as_png(result: IllustratedStory, record: dict, original: dict | None) -> bytes:
+    """The picture, or a strip of captioned panels. `parameters` is the text that A1111, ComfyUI and Civitai read."""
+    settings, notes = record["settings"], PngImagePlugin.PngInfo()
+    image = result.panels[0].image if len(result.panels) == 1 else strip_of(result)
+    wanted = f"\nNegative prompt: {settings['negative_prompt']}" if settings["negative_prompt"] else ""
+    width, height = result.panels[0].image.size
+    notes.add_itxt(
+        "parameters",
+        f"{result.panels[0].text}{wanted}\nSteps: {settings['num_inference_steps']}, Sampler: DPM++ 2M, "
+        f"CFG scale: {settings['guidance_scale']}, Seed: {result.panels[0].seed}, Size: {width}x{height}, "
+        f"Model: {Path(record['models']['diffusion']['name']).name}, Version: StoryDiffusion",
+    )
+    notes.add_itxt("story", json.dumps(record, ensure_ascii=False))
+    return png_bytes(image, notes)
+
+
+def caption_font(size: int) -> ImageFont.FreeTypeFont:
+    """A font that is on the machine and knows many scripts, or the one that Pillow carries."""
+    for name in ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf"):
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)
+
+
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """Lines of at most `width` pixels; a word that is longer than a line is broken."""
+    lines = [""]
+    for word in text.split():
+        line = f"{lines[-1]} {word}".strip()
+        if font.getlength(line) <= width:
+            lines[-1] = line
+            continue
+        lines.append("")
+        for letter in word:
+            if font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return [line for line in lines if line]
+
+
+def captioned(panel: IllustratedPanel, side: int) -> Image.Image:
+    """A panel of `side` pixels with its text below, as high as the text asks."""
+    font, margin = caption_font(side // 20), side // 20
+    lines = wrap(panel.text, font, side)
+    step = round(font.size * 1.35)
+    card = Image.new("RGB", (side + 2 * margin, side + 3 * margin + step * len(lines)), PAPER)
+    card.paste(panel.image.resize((side, side), Image.Resampling.LANCZOS), (margin, margin))
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(card).text((margin, side + 2 * margin + step * number), line, fill=INK, font=font)
+    return card
+
+
+PAPER, INK, STRIP_SIDE, PAGE_SIDE = "#fffdf7", "#22252b", 320, 900  # colours; pixels
+
+
+def strip_of(result: IllustratedStory) -> Image.Image:
+    """Up to four panels in a row."""
+    cards = [captioned(panel, STRIP_SIDE) for panel in result.panels]
+    across, width = min(4, len(cards)), cards[0].width
+    rows = [cards[start : start + across] for start in range(0, len(cards), across)]
+    heights = [max(card.height for card in row) for row in rows]
+    strip = Image.new("RGB", (across * width, sum(heights)), PAPER)
+    for number, row in enumerate(rows):
+        for place, card in enumerate(row):
+            strip.paste(card, (place * width, sum(heights[:number])))
+    return strip
+
+
+def as_pdf(result: IllustratedStory, record: dict, original: dict | None) -> bytes:
+    """A page for each panel; the record is in the document's keywords."""
+    cards = [captioned(panel, PAGE_SIDE) for panel in result.panels]
+    height, day = max(card.height for card in cards), time.gmtime(0)  # no date: the same record, the same bytes
+    pages = []
+    for card in cards:
+        pages.append(Image.new("RGB", (card.width, height), PAPER))
+        pages[-1].paste(card)
+    file = io.BytesIO()
+    pages[0].save(
+        file,
+        format="PDF",
+        save_all=True,
+        append_images=pages[1:],
+        resolution=150,
+        title=title_of(result),
+        keywords=json.dumps(record),
+        creationDate=day,
+        modDate=day,
+    )
+    return file.getvalue()
+
+
+def title_of(result: IllustratedStory) -> str:
+    return result.prompt.rstrip(".!? ")
+
+
+STORY_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark;
+  --paper: #fffdf7; --ink: #22252b; --soft: #6b7078; --line: #e6e1d5; --new: #fff0b8; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --paper: #16181d; --ink: #eceae4; --soft: #9a9fa8; --line: #2d3038; --new: #4a3f12; }}
+}}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0; background: var(--paper); color: var(--ink); font: 18px/1.6 Georgia, "Times New Roman", serif; }}
+main {{ max-width: 68rem; margin: 0 auto; padding: 2rem 1rem 4rem; }}
+h1 {{ font-size: clamp(1.5rem, 5vw, 2.4rem); line-height: 1.2; margin: 0 0 1rem; text-wrap: balance; }}
+.board {{ display: flex; flex-wrap: wrap; gap: .4rem; margin: 0 0 2rem; padding: 0; list-style: none;
+          font: 600 .85rem/1 system-ui, sans-serif; }}
+.board li {{ padding: .5rem .7rem; border-radius: 1rem; color: #fff; }}
+.board s {{ opacity: .7; font-weight: 400; }}
+.panels {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); gap: 2rem 1.5rem; }}
+figure {{ margin: 0; max-width: 32rem; }}
+img {{ display: block; width: 100%; border-radius: .5rem; border: 1px solid var(--line); }}
+figcaption {{ margin-top: .7rem; }}
+ins {{ background: var(--new); text-decoration: none; border-radius: .2rem; }}
+del {{ color: var(--soft); }}
+details {{ margin-top: 3rem; color: var(--soft); font: .85rem/1.6 system-ui, sans-serif; overflow-wrap: anywhere; }}
+dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; }}
+dd {{ margin: 0; }}
+@media print {{
+  main {{ max-width: none; padding: 0; }}
+  .panels {{ display: block; }}
+  figure {{ break-inside: avoid; break-after: page; margin: 0 auto; }}
+  details {{ display: none; }}
+}}
+</style>
+<main>
+<h1>{title}</h1>
+<ul class="board" aria-label="Storyboard">
+{chips}
+</ul>
+<div class="panels">
+{panels}
+</div>
+<details><summary>How it was made</summary><dl>
+{facts}
+</dl></details>
+</main>
+<script type="application/json" id="story">{record}</script>
+</html>
+"""
+
+
+def as_html(result: IllustratedStory, record: dict, original: dict | None) -> bytes:
+    """One self-contained page. With `original`, the record that it was edited from, it shows what changed."""
+    before = original["storyboard"] if original else result.storyboard
+    chips = []
+    for code, old in zip(result.storyboard, before):
+        was = f"<s>{old}</s> " if old != code else ""
+        chips.append(f'<li style="background: {code_colour(code)}">{was}{code}</li>')
+    texts = [panel["text"] for panel in original["panels"]] if original else []
+    panels = []
+    for number, panel in enumerate(result.panels):
+        data = base64.b64encode(png_bytes(panel.image)).decode()
+        text = changes_in(texts[number], panel.text) if number < len(texts) else html.escape(panel.text)
+        picture = f'<img alt="Panel {number + 1}" src="data:image/png;base64,{data}">'
+        panels.append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
+    facts = {"prompt": record["prompt"], "seed": record["seed"], **record["settings"]}
+    facts |= {"checkpoint": f"{record['checkpoint']['name']}, sha256 {record['checkpoint']['sha256'][:16]}"}
+    facts |= {name: model["name"] for name, model in record["models"].items()} | {"versions": record["versions"]}
+    page = STORY_PAGE.format(
+        title=html.escape(title_of(result)),
+        chips="\n".join(chips),
+        panels="\n".join(panels),
+        facts="\n".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(str(facts[key]))}</dd>" for key in facts),
+        record=json.dumps(record, ensure_ascii=False).replace("<", "\\u003c"),
+    )
+    return page.encode()
+
+
+def changes_in(before: str, after: str) -> str:
+    """HTML of `after`, its words that are new against `before` marked, those that are gone struck out."""
+    if before == after:
+        return html.escape(after)
+    old, new, parts = before.split(), after.split(), []
+    for kind, start, end, first, last in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        gone, here = (html.escape(" ".join(words)) for words in (old[start:end], new[first:last]))
+        if kind == "equal":
+            parts.append(here)
+            continue
+        parts += [f"<del>{gone}</del>"] * bool(gone) + [f"<ins>{here}</ins>"] * bool(here)
+    return " ".join(parts)
+
+
+def code_colour(code: int) -> str:
+    """A hue of its own for each code: steps of the golden angle keep neighbours apart."""
+    return f"hsl({code * 137.508 % 360:.0f} 55% 42%)"
+
+
+def board_of(codes: np.ndarray, side: int = 12) -> np.ndarray:
+    """Storyboards (N, S) as a picture (N side, S side, 3) uint8: a row for each story, a colour for each code."""
+    colours = {
+        code: ImageColor.getrgb(code_colour(code).replace(" ", ",").replace("deg", "")) for code in set(codes.flat)
+    }
+    pixels = np.array([[colours[code] for code in row] for row in codes], dtype=np.uint8)  # (N, S, 3)
+    return pixels.repeat(side, 0).repeat(side, 1)
+
+
+WRITERS = {".png": as_png, ".html": as_html, ".pdf": as_pdf}
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 11. Evaluation
 # In: a model and held-out stories. Out: what the storyboard costs and what it returns, in nats and bits per story,
 # beside the fair baselines: another story's storyboard, one drawn from the prior, a learned constant soft prompt of
 # the same length, and no soft prompt at all; whether the pictures listen; and what each code has come to mean.
@@ -1530,7 +1987,9 @@ def measure_factors(model: StoryModel, rows: list[Row], codes: Tensor, config: C
     shown = (*ALWAYS_SHOWN, *SCENES[-1].shows)  # by the picture of a whole story, which is its last panel
     for start in tqdm(range(0, len(rows), size), desc="pictures", disable=not sys.stderr.isatty(), leave=False):
         batch = rows[start : start + size]
-        condition = model.condition([row.story for row in batch], model.encoder.quantizer.look_up(codes[start : start + size]))
+        condition = model.condition(
+            [row.story for row in batch], model.encoder.quantizer.look_up(codes[start : start + size])
+        )
         seeds = [config.seed + start + place for place in range(len(batch))]
         pictures = model.diffusion.paint(*condition, config, seeds)
         pixels = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).permute(0, 3, 1, 2) / 255
@@ -1546,11 +2005,11 @@ def measure_openings(model: StoryModel, rows: list[Row], config: Config) -> dict
     was drawn for it: from the prior alone, or resampled as in `generate`."""
     nll = {"resampled": [], "prior": []}
     for number, row in enumerate(tqdm(rows, desc="openings", disable=not sys.stderr.isatty(), leave=False)):
-        drawing = dataclasses.replace(config, seed=config.seed + number)
         tokens, mask, cut = model.tokenize([row.story])
         opening = model.tokenize([row.prompt])[0].shape[1]
         for kind, candidates in (("resampled", config.num_storyboards), ("prior", 1)):
-            codes = draw_storyboard(model, row.prompt, [], dataclasses.replace(drawing, num_storyboards=candidates))
+            drawing = dataclasses.replace(config, num_storyboards=candidates)
+            codes = draw_storyboard(model, row.prompt, [], drawing, config.seed + number)[None]
             soft, endless = model.soft(codes), torch.ones_like(cut)
             whole = model.lm.nll(soft, tokens, mask, cut)
             nll[kind].append(float(whole - model.lm.nll(soft, tokens[:, :opening], mask[:, :opening], endless)))
@@ -1769,11 +2228,6 @@ p {{ margin: 0; }}
 """
 
 
-def code_colour(code: int) -> str:
-    """A hue of its own for each code: steps of the golden angle keep neighbours apart."""
-    return f"hsl({code * 137.508 % 360:.0f} 55% 42%)"
-
-
 def codebook_page(meanings: list[CodeMeaning], title: str) -> str:
     rows = [
         f'<div><b style="background: {code_colour(code)}">{code}</b><span>{count}</span><span>{spans(slots)}</span>'
@@ -1784,7 +2238,7 @@ def codebook_page(meanings: list[CodeMeaning], title: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# 11. Training
+# 12. Training
 # In: data and a configuration. Out: checkpoints and TensorBoard in --output_dir. accelerate runs it on the devices at
 # hand. The loop, Trainer.fit, is one paragraph: batch, forward, backward, clip, step; then what is due: log, validate,
 # save, stop. Steps are optimizer steps.
@@ -2046,10 +2500,13 @@ class Trainer:
             points["valid/perplexity"] = code_perplexity(text.codes, self.config.num_codes)
             for name, value in points.items():
                 self.writer.add_scalar(name, value, self.step)
-            sample = illustrate(self.model, self.config, self.config.validation_prompt or self.held_out[0].prompt)
+            settings = dataclasses.replace(self.config, panels=4)
+            prompt = self.config.validation_prompt or self.held_out[0].prompt
+            (sample,) = illustrate(self.model, settings, [prompt], [self.config.seed])
             storyboard = " ".join(map(str, sample.storyboard))
             self.writer.add_text("sample/story", f"storyboard {storyboard}\n\n{sample.story}", self.step)
-            self.writer.add_image("sample/picture", np.asarray(sample.image), self.step, dataformats="HWC")
+            self.writer.add_image("sample/panels", np.asarray(strip_of(sample)), self.step, dataformats="HWC")
+            self.writer.add_image("sample/codes", board_of(text.codes[:32]), self.step, dataformats="HWC")
             self.writer.flush()
             figures = ", ".join(f"{name.removeprefix('valid/')} {value:.2f}" for name, value in points.items())
             say(f"step {self.step}: {figures}")
@@ -2104,7 +2561,7 @@ def train(config: Config) -> StoryModel:
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# 12. Command line
+# 13. Command line
 # ------------------------------------------------------------------------------------------------------------------
 
 
@@ -2118,7 +2575,10 @@ def main(argv: list[str] | None = None) -> None:
         say(f"no --ckpt: using the embedded storyworld checkpoint {EMBEDDED_CHECKPOINT.relative_to(ROOT)}")
     checkpoint = load_checkpoint(config.ckpt or EMBEDDED_CHECKPOINT)
     config = dataclasses.replace(checkpoint["config"], **{name: getattr(config, name) for name in given})
-    {"generate": generate, "evaluate": evaluate, "codebook": codebook}[command](config, checkpoint)
+    if command == "generate":
+        generate(config, checkpoint, given)
+        return
+    {"evaluate": evaluate, "codebook": codebook}[command](config, checkpoint)
 
 
 def quiet_libraries() -> None:

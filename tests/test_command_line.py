@@ -1,6 +1,7 @@
 """Command line: the commands from argv to what they leave."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,13 +23,13 @@ def test_generate_from_a_checkpoint_writes_what_the_function_writes(ckpt, checkp
     sgm.main(["generate", "--prompt", "The red fox", "--ckpt", ckpt, "--output", str(path), "--seed", "4"])
     told = capsys.readouterr()
     config = dataclasses.replace(checkpoint["config"], prompt="The red fox", seed=4, output=str(tmp_path / "b.png"))
-    assert told.out == sgm.generate(config, checkpoint).story + "\n"
+    assert told.out == sgm.generate(config, checkpoint)[0].story + "\n"
     assert path.read_bytes() == (tmp_path / "b.png").read_bytes() and "embedded" not in told.err
 
 
 def test_a_flag_wins_over_the_checkpoint_which_wins_over_the_preset(ckpt, trained, monkeypatch):
     seen = []
-    monkeypatch.setattr(sgm, "generate", lambda config, checkpoint: seen.append((config, checkpoint["step"])))
+    monkeypatch.setattr(sgm, "generate", lambda config, checkpoint, given: seen.append((config, checkpoint["step"])))
     sgm.main(["generate", "--prompt", "x", "--ckpt", ckpt, "--temperature", "1.0", "--max_new_tokens", "5"])
     config, step = seen[0]
     given = dict(prompt="x", ckpt=ckpt, temperature=1.0, max_new_tokens=5)
@@ -43,7 +44,8 @@ def test_generate_without_a_checkpoint_says_that_it_uses_the_embedded_one(tmp_pa
     assert "embedded" in told.err and "assets/storyworld/storyboard.pt" in told.err
     assert told.out.startswith(prompt) and len(told.out) > len(prompt) + 20
     with Image.open(tmp_path / "generated.png") as image:
-        assert image.text["checkpoint"] == "storyboard.pt" and image.text["prompt"] == prompt
+        record = json.loads(image.text["story"])
+    assert record["checkpoint"]["name"] == "storyboard.pt" and record["prompt"] == prompt
 
 
 def test_evaluate_prints_its_table(ckpt, trained, tmp_path, capsys):

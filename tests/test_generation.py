@@ -1,7 +1,9 @@
 """Generation: a function of the checkpoint, the prompt and the seed, and of nothing else."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +18,8 @@ def write(checkpoint, tmp_path):
     def run(name: str = "a", prompt: str = "The red fox", **changes):
         path = tmp_path / f"{name}.png"
         config = dataclasses.replace(checkpoint["config"], **{"prompt": prompt, "output": str(path), **changes})
-        return sgm.generate(config, checkpoint), path
+        (result,) = sgm.generate(config, checkpoint)
+        return result, path
 
     return run
 
@@ -79,12 +82,11 @@ def test_the_storyboard_is_drawn_by_how_well_it_opens_with_the_prompt(checkpoint
     model.soft_prompt.unit *= 20  # so that the two candidates differ in weight
     expected, hits = 0.0, 0
     for seed in range(60):
-        config.seed = seed
         candidates = model.prior.sample(2, sgm.seeded(seed, 0), [], config.temperature, config.top_p)
         tokens, mask, _ = model.tokenize(["The red fox"] * 2)
         nll = model.lm.nll(model.soft(candidates), tokens, mask, torch.ones(2, dtype=torch.bool))
         expected += (-nll).softmax(0).max().item()
-        drawn = sgm.draw_storyboard(model, "The red fox", [], config)[0]
+        drawn = sgm.draw_storyboard(model, "The red fox", [], config, seed)
         hits += torch.equal(drawn, candidates[nll.argmin()])
     assert 33 < expected < 57 and abs(hits - expected) < 3 * (expected * (1 - expected / 60)) ** 0.5
 
@@ -99,11 +101,13 @@ def test_stdout_is_the_story_alone_and_the_picture_carries_what_made_it(write, c
     assert told.out == result.story + "\n" and result.story.startswith("The red fox")
     assert str(path) in told.err
     with Image.open(path) as image:
-        notes = image.text
+        parameters, record = image.text["parameters"], json.loads(image.text["story"])
         assert image.size == (32, 32) and image.format == "PNG"
-    assert notes["prompt"] == "The red fox" and notes["story"] == result.story and notes["seed"] == "4"
-    assert notes["storyboard"] == " ".join(map(str, result.storyboard)) and len(result.storyboard) == 8
-    assert notes["checkpoint"] == "ckpt_6.pt" and notes["step"] == "6" and torch.__version__ in notes["versions"]
+    assert record["prompt"] == "The red fox" and record["story"] == result.story and record["seed"] == 4
+    assert record["storyboard"] == result.storyboard and len(result.storyboard) == 8
+    assert record["checkpoint"]["name"] == "ckpt_6.pt" and record["checkpoint"]["step"] == 6
+    assert torch.__version__ in record["versions"]
+    assert parameters.startswith(result.story) and "Steps: 2, " in parameters and "Seed: 4, Size: 32x32" in parameters
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
@@ -112,7 +116,7 @@ def test_a_prompt_in_any_script(write):
     result, path = write(prompt=prompt)
     assert result.story.startswith(prompt)
     with Image.open(path) as image:
-        assert image.text["prompt"] == prompt
+        assert json.loads(image.text["story"])["prompt"] == prompt
 
 
 @pytest.mark.parametrize("prompt", ["", "   \n"])
@@ -133,3 +137,118 @@ def test_a_picture_that_cannot_be_written_is_told_before_the_work(write, tmp_pat
     with pytest.raises(sgm.StoryError, match="--output"):
         write(output=str(tmp_path / output))
     assert capsys.readouterr().out == ""
+
+
+# Several panels
+
+
+STORY = 'The fox ran. "Is it far?" asked Tom. He sat down, e.g. on a stone. Why? It rained! The end.'
+
+
+def test_sentences_end_where_the_next_begins():
+    assert sgm.sentences_of(STORY) == [
+        "The fox ran.", '"Is it far?" asked Tom.', "He sat down, e.g. on a stone.", "Why?", "It rained!", "The end.",
+    ]  # fmt: skip
+    assert sgm.sentences_of("no end at all") == ["no end at all"]
+
+
+@pytest.mark.parametrize("panels", range(1, 9))
+def test_panels_are_whole_sentences_in_order(model, panels):
+    parts = sgm.cut_into_panels(model, STORY, panels)
+    assert len(parts) == min(panels, 6) and " ".join(parts) == STORY
+    assert all(part[-1] in ".!?" for part in parts)
+
+
+def test_panels_end_nearest_to_where_equal_chunks_end(model):
+    story = " ".join(["The fox ran in the red forest."] * 9)
+    assert [part.count("The fox") for part in sgm.cut_into_panels(model, story, 3)] == [3, 3, 3]
+    assert [part.count("The fox") for part in sgm.cut_into_panels(model, story, 8)].count(1) == 7
+
+
+def test_each_panel_is_painted_from_the_prompt_and_its_part(write, diffusion, checkpoint):
+    """The second panel of a book is the picture of its condition alone."""
+    result, _ = write("book", panels=3, seed=2, storyboard="1 2 3 4 5 6 7 0")
+    texts = [panel.text for panel in result.panels]
+    assert " ".join(texts) == result.story
+    if len(texts) > 1:
+        states, mask = diffusion.encode_texts([f"{result.prompt} {texts[1]}"])
+        (alone,) = diffusion.paint(states, mask, checkpoint["config"], [result.panels[1].seed])
+        difference = np.asarray(alone, dtype=float) - np.asarray(result.panels[1].image, dtype=float)
+        assert np.abs(difference).max() <= 2
+
+
+def test_shared_attention_makes_panels_alike_and_is_gone_afterwards(diffusion, config):
+    states, mask = diffusion.encode_texts(["a red fox", "the blue owl", "the sea"])
+
+    def paint(consistency: str) -> np.ndarray:
+        settings = dataclasses.replace(config, panel_consistency=consistency)
+        return np.stack(
+            [np.asarray(image, dtype=float) for image in diffusion.paint(states, mask, settings, [1, 2, 3])]
+        )
+
+    before, shared, after = paint("off"), paint("attention"), paint("off")
+    assert np.array_equal(before, after) and not np.array_equal(before, shared)
+
+
+# Many at once
+
+
+def test_a_bad_prompt_is_named_and_the_rest_is_made(checkpoint, tmp_path, capsys):
+    file = tmp_path / "prompts.txt"
+    file.write_text("The red fox\n\nbell \x07\n" + "fox " * 200 + "\n\u72d0\u72f8\n", "utf-8")
+    config = dataclasses.replace(
+        checkpoint["config"], prompts_file=str(file), output=str(tmp_path / "a.png"), num_stories=2, json=True
+    )
+    capsys.readouterr()
+    with pytest.raises(sgm.StoryError, match="2 of 4 prompts") as error:
+        sgm.generate(config, checkpoint)
+    told = capsys.readouterr()
+    assert error.value.code == 1 and "prompt 2: the prompt holds a control" in told.err and "prompt 3" in told.err
+    records = [json.loads(line) for line in told.out.splitlines()]
+    assert [record["prompt"] for record in records] == ["The red fox"] * 2 + ["\u72d0\u72f8"] * 2
+    assert [record["seed"] for record in records] == [0, 1, 0, 1]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"a_00{number}.png" for number in range(4)]
+    alone = dataclasses.replace(config, prompts_file="", prompt="The red fox", num_stories=1, seed=1)
+    assert sgm.generate(alone, checkpoint)[0].story == records[1]["story"]
+
+
+# Again, and edited
+
+
+@pytest.mark.parametrize("name", ["book.png", "book.html"])
+def test_what_was_made_is_made_again_to_the_byte(checkpoint, tmp_path, name):
+    first, second = tmp_path / name, tmp_path / f"again_{name}"
+    config = dataclasses.replace(
+        checkpoint["config"], prompt="The <b>red</b> fox", seed=5, panels=2, temperature=0.7, output=str(first)
+    )
+    sgm.generate(config, checkpoint)
+    plain = dataclasses.replace(checkpoint["config"], source=str(first), output=str(second))
+    sgm.generate(plain, checkpoint, {"source", "output"})
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_an_edited_book_keeps_the_other_codes_and_shows_what_changed(checkpoint, tmp_path):
+    config = dataclasses.replace(
+        checkpoint["config"],
+        prompt="The red fox",
+        panels=2,
+        output=str(tmp_path / "a.png"),
+        storyboard="1 2 3 4 5 6 7 0",
+    )
+    sgm.generate(config, checkpoint)
+    page = tmp_path / "b.html"
+    edited = dataclasses.replace(
+        checkpoint["config"], source=str(tmp_path / "a.png"), storyboard="_ _ _ 0 _ _ _ _", output=str(page)
+    )
+    (result,) = sgm.generate(edited, checkpoint, {"source", "storyboard", "output"})
+    assert result.storyboard == [1, 2, 3, 0, 5, 6, 7, 0]
+    assert "<s>4</s> 0</li>" in page.read_text("utf-8")
+
+
+@pytest.mark.parametrize("name, data", [("a.png", b""), ("a.html", b"<p>hello"), ("b.png", b"\x89PNG\r\n\x1a\n")])
+def test_a_file_that_generate_did_not_write_is_refused(checkpoint, tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    config = dataclasses.replace(checkpoint["config"], source=str(tmp_path / name), output=str(tmp_path / "o.png"))
+    with pytest.raises(sgm.StoryError, match="--from") as error:
+        sgm.generate(config, checkpoint, {"source"})
+    assert error.value.code == 2

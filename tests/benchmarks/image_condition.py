@@ -70,7 +70,9 @@ def main() -> None:
             for kind, said in conditions.items():
                 model.image_condition = None if said is None else learned
                 condition = model.condition(texts, said)
-                draws = [model.diffusion.nll(latents, *condition, sgm.seeded(9, start, d)) for d in range(arguments.draws)]
+                draws = [
+                    model.diffusion.nll(latents, *condition, sgm.seeded(9, start, d)) for d in range(arguments.draws)
+                ]
                 errors.setdefault(kind, []).append(torch.stack(draws).mean(0).numpy())
                 pictures = model.diffusion.paint(*condition, config, list(range(start, start + len(part))))
                 stacked = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
