@@ -127,12 +127,17 @@ class Config:
     # generation
     validation_prompt: str = flag("", "opening of the sample story; by default the first validation prompt")
     prompt: str = flag("", "opening line of the story", "generate")
-    ckpt: str = flag("", "checkpoint; the embedded storyworld one by default", "generate evaluate codebook")
+    ckpt: str = flag(
+        "",
+        "checkpoint, or a folder or hub id that export wrote; the embedded storyworld one by default",
+        "generate evaluate codebook export",
+    )
     output: str = flag(
         "",
-        "where the picture or book (.png, .html, .pdf; generated.png), the metrics or the codebook's page go",
-        "generate evaluate codebook",
+        "where the picture or book (.png, .html, .pdf), the metrics, the codebook's page or the export go",
+        "generate evaluate codebook export",
     )
+    push_to_hub: str = flag("", "owner/name of a hub repository to write to as well", "export")
     storyboard: str = flag("", 'codes to pin, "3 17 _ _ 5 _ _ _"; _ leaves a slot free', "generate")
     num_storyboards: int = flag(
         32, "storyboards drawn from the prior, of which the prompt picks one", "generate", low=1
@@ -202,6 +207,7 @@ COMMANDS = {
     "generate": "write a story from a prompt and paint its picture",
     "evaluate": "measure a checkpoint on held-out stories",
     "codebook": "show what the codes of a checkpoint mean",
+    "export": "write the trained part of a checkpoint for others to load",
 }
 
 
@@ -1350,14 +1356,15 @@ def check_archive(path: Path) -> None:
 
 def load_checkpoint(path: str | Path, needed: tuple = CHECKPOINT_KEYS) -> dict:
     """Reads a checkpoint that save_checkpoint wrote; nothing in it is ever executed."""
-    path = Path(path)
-    if not path.is_file():
-        raise StoryError(f"{path} does not exist: train writes ckpt_STEP.pt into its --output_dir", 2)
-    check_archive(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise StoryError(f"{path} is not one of this program's checkpoints ({type(error).__name__})", 2) from None
+    path = find_checkpoint(str(path))
+    if path.suffix == ".safetensors":
+        checkpoint = load_export(path)
+    else:
+        check_archive(path)
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise StoryError(f"{path} is not one of this program's checkpoints ({type(error).__name__})", 2) from None
     missing = [key for key in needed if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise StoryError(f"{path} lacks {', '.join(missing)}: it cannot be used for this", 2)
@@ -1365,6 +1372,92 @@ def load_checkpoint(path: str | Path, needed: tuple = CHECKPOINT_KEYS) -> dict:
     checkpoint["config"] = Config(**{name: value for name, value in checkpoint["config"].items() if name in fields})
     checkpoint["path"] = str(path)
     return checkpoint
+
+
+def find_checkpoint(name: str) -> Path:
+    """The file of a checkpoint, of a folder that `export` wrote, or of one that it pushed to the hub as owner/name."""
+    path = Path(name)
+    if path.is_dir() and (path / EXPORTED[0]).is_file():
+        return path / EXPORTED[0]
+    if path.is_file():
+        return path
+    if path.suffix or path.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise StoryError(f"{name} does not exist: train writes ckpt_STEP.pt into its --output_dir", 2)
+    from huggingface_hub import snapshot_download
+
+    with loading(name, "ckpt"):
+        return Path(snapshot_download(name, allow_patterns=EXPORTED)) / EXPORTED[0]
+
+
+EXPORTED = ["model.safetensors", "config.json", "README.md"]
+MODEL_CARD = """---
+library_name: storydiffusion
+tags: [story-generation, vector-quantization]
+base_model: {bases}
+---
+# A storyboard of StoryDiffusion
+
+The trained part of a StoryDiffusion model after {step} steps: storyboard encoder, codebook of {codes} codes, prior and
+soft prompt. The language model ({lm}) and the latent diffusion ({diffusion}) that it was trained with are frozen and not
+in here.
+
+    python story_generative_model.py generate --ckpt {name} --prompt "The red fox and the golden key"
+"""
+
+
+def export(config: Config, checkpoint: dict) -> Path:
+    """The trained part as safetensors with its configuration and a model card, in --output; with --push_to_hub also on
+    the hub. `--ckpt` takes the folder, or the hub's owner/name."""
+    from safetensors.torch import save_file
+
+    folder = Path(config.output or "exported")
+    prepare_folder(folder, "output")
+    trained = checkpoint["config"]
+    save_file({name: tensor.contiguous() for name, tensor in checkpoint["model"].items()}, folder / EXPORTED[0])
+    settings = dict(config=dataclasses.asdict(trained), step=checkpoint["step"], backbones=checkpoint["backbones"])
+    (folder / EXPORTED[1]).write_text(json.dumps(settings, indent=2) + "\n")
+    models = dict(lm=trained.lm_model, diffusion=trained.diffusion_model)
+    name = config.push_to_hub or str(folder)
+    bases = json.dumps([model for model in models.values() if not Path(local_or_hub(model)).is_dir()])
+    card = MODEL_CARD.format(**models, bases=bases, step=checkpoint["step"], codes=trained.num_codes, name=name)
+    (folder / EXPORTED[2]).write_text(card, "utf-8")
+    print(folder)
+    if config.push_to_hub:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        try:
+            HfApi().create_repo(config.push_to_hub, exist_ok=True)
+            HfApi().upload_folder(repo_id=config.push_to_hub, folder_path=folder, allow_patterns=EXPORTED)
+        except (OSError, HfHubHTTPError, HFValidationError) as error:
+            raise StoryError(
+                f"--push_to_hub {config.push_to_hub}: {str(error).splitlines()[0]}; log in with `hf auth login` or set HF_TOKEN"
+            ) from error
+        say(f"pushed to {config.push_to_hub}")
+    return folder
+
+
+def load_export(path: Path) -> dict:
+    """What `export` wrote, as a checkpoint from which training cannot go on."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        settings = json.loads(path.with_name(EXPORTED[1]).read_text("utf-8"))
+        return dict(settings, model=load_file(path))
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise StoryError(f"{path.parent} is not a folder that export wrote ({error})", 2) from None
+
+
+def prepare_folder(folder: Path, flag_name: str) -> None:
+    """Finds out in the first second, not at the first checkpoint, that a folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StoryError(f"--{flag_name} {folder} cannot be written: {error}") from error
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -2270,17 +2363,6 @@ def make_optimizer(model: StoryModel, config: Config) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.adam_weight_decay)
 
 
-def prepare_folder(folder: Path) -> None:
-    """Finds out in the first second, not at the first checkpoint, that a folder cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise StoryError(f"--output_dir {folder} cannot be written: {error}") from error
-
-
 def check_finite(losses: Losses, step: int, rows: list[str]) -> None:
     if not torch.isfinite(losses.total):
         terms = ", ".join(f"{name} {float(value):.4g}" for name, value in losses._asdict().items())
@@ -2556,7 +2638,7 @@ class Trainer:
 
 def train(config: Config) -> StoryModel:
     """Trains and returns the model; a signal, once the step is saved, raises StoryError with code 128 + its number."""
-    prepare_folder(Path(config.output_dir))
+    prepare_folder(Path(config.output_dir), "output_dir")
     return Trainer(config).fit()
 
 
@@ -2578,7 +2660,7 @@ def main(argv: list[str] | None = None) -> None:
     if command == "generate":
         generate(config, checkpoint, given)
         return
-    {"evaluate": evaluate, "codebook": codebook}[command](config, checkpoint)
+    {"evaluate": evaluate, "codebook": codebook, "export": export}[command](config, checkpoint)
 
 
 def quiet_libraries() -> None:

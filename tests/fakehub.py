@@ -112,6 +112,10 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     KIND, REPO, REVISION = r"(models|datasets|spaces)", r"([^/]+/[^/]+|[^/]+)", r"([^/]+)"
     ROUTES = (  # (pattern, name of the method that gets the pattern's groups)
+        (re.compile(r"/api/repos/create"), "create_repo"),
+        (re.compile(r"/api/validate-yaml"), "accept_card"),
+        (re.compile(rf"/api/{KIND}/([^/]+/[^/]+)/preupload/{REVISION}"), "choose_upload"),
+        (re.compile(rf"/api/{KIND}/([^/]+/[^/]+)/commit/{REVISION}"), "commit"),
         (re.compile(rf"/api/{KIND}/([^/]+/[^/]+)/tree/{REVISION}(?:/(.*))?"), "send_tree"),
         (re.compile(rf"/api/{KIND}/([^/]+/[^/]+)/paths-info/{REVISION}"), "send_paths_info"),
         (re.compile(rf"/api/{KIND}/{REPO}(?:/revision/{REVISION})?"), "send_info"),
@@ -180,6 +184,31 @@ class Handler(BaseHTTPRequestHandler):
         if first > last:
             return self.send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
         self.send(206, data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
+
+    def create_repo(self):
+        asked = json.loads(self.body)
+        name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+        self.server.hub.repos.setdefault(f"models/{name}", {"main": {}})
+        self.send_json({"url": f"{self.server.hub.url}/{name}", "name": name, "id": name})
+
+    def accept_card(self):
+        self.send_json({"errors": [], "warnings": []})
+
+    def choose_upload(self, kind: str, repo: str, revision: str):
+        """Every file may come inside the commit."""
+        files = json.loads(self.body)["files"]
+        self.send_json(
+            {"files": [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in files]}
+        )
+
+    def commit(self, kind: str, repo: str, revision: str):
+        _, files = self.find(kind, repo, revision)
+        for line in map(json.loads, self.body.splitlines()):
+            if line["key"] == "file":
+                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        oid = commit_of(revision, files)
+        url = f"{self.server.hub.url}/{repo}/commit/{oid}"
+        self.send_json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 
     def send_json(self, value):
         self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

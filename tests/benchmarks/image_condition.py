@@ -19,8 +19,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "assets" / "storyworld")]
 
-import story_generative_model as sgm  # noqa: E402
 from probe import load_probe  # noqa: E402
+
+import story_generative_model as sgm  # noqa: E402
 
 HERO = ("species", "colour")
 
