@@ -87,7 +87,9 @@ def test_loud_is_what_a_story_is_about(model):
     loudness = model.encoder.word_loudness.weight  # (V, S)
     assert (loudness[[6, 7, 8], [0, 0, 1]] > loudness[5].max()).all()  # what every story has tells nothing
     assert loudness[7, 0] > loudness[6, 0]  # what comes back is what a story is about
-    assert loudness[8, 1] > loudness[9].max() and loudness[8, 1] > loudness[8, 2]  # what belongs to a slot is loud there
+    assert (
+        loudness[8, 1] > loudness[9].max() and loudness[8, 1] > loudness[8, 2]
+    )  # what belongs to a slot is loud there
     members, own = sgm.chunk_members(torch.ones(1, 16, dtype=torch.bool)), torch.eye(16)[None]
     model.encoder.own_share.data.zero_()
     outputs = model.encoder.pool(own, loudness[torch.tensor(stories[0])][None], members)

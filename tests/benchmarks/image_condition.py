@@ -19,8 +19,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "assets" / "storyworld")]
 
-import story_generative_model as sgm  # noqa: E402
 from probe import load_probe  # noqa: E402
+
+import story_generative_model as sgm  # noqa: E402
 
 HERO = ("species", "colour")
 
@@ -70,7 +71,9 @@ def main() -> None:
             for kind, said in conditions.items():
                 model.image_condition = None if said is None else learned
                 condition = model.condition(texts, said)
-                draws = [model.diffusion.nll(latents, *condition, sgm.seeded(9, start, d)) for d in range(arguments.draws)]
+                draws = [
+                    model.diffusion.nll(latents, *condition, sgm.seeded(9, start, d)) for d in range(arguments.draws)
+                ]
                 errors.setdefault(kind, []).append(torch.stack(draws).mean(0).numpy())
                 pictures = model.diffusion.paint(*condition, config, list(range(start, start + len(part))))
                 stacked = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
