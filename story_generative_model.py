@@ -106,8 +106,9 @@ class Config:
     max_train_steps: int = flag(150_000, "optimizer steps", low=1)
     train_batch_size: int = flag(8, "stories per step on each process", low=1)
     gradient_accumulation_steps: int = flag(1, "batches per optimizer step", low=1)
-    learning_rate: float = flag(2e-4, "AdamW learning rate of encoder and prior", low=0)
+    learning_rate: float = flag(2e-4, "AdamW learning rate of the encoder", low=0)
     soft_prompt_lr_scale: float = flag(1.0, "learning rate of the soft prompt's map, times the rest's", low=0)
+    prior_learning_rate: float = flag(5e-4, "learning rate of the prior", low=0)
     adam_weight_decay: float = flag(0.01, "AdamW weight decay", low=0)
     lr_scheduler: str = flag("cosine", "learning-rate schedule", choices=("cosine", "linear", "constant_with_warmup"))
     lr_warmup_steps: int = flag(2000, "optimizer steps of linear warm-up", low=0)
@@ -181,18 +182,23 @@ PRESETS = {
     "storyworld": dict(
         lm_model="assets/storyworld/lm",
         diffusion_model="assets/storyworld/diffusion",
-        num_codes=96,
+        num_codes=64,
         code_dim=96,
         encoder_width=96,
         prior_width=96,
         prior_layers=2,
         num_heads=4,
-        learning_rate=1e-3,
+        learning_rate=3e-4,
+        soft_prompt_lr_scale=2.0,
+        prior_learning_rate=2e-3,
+        prior_steps=500,
         lr_warmup_steps=20,
-        quantizer_warmup_steps=40,
+        quantizer_warmup_steps=0,
+        ema_decay=0.998,
+        beta_kl=0.5,
         max_train_steps=500,
-        train_batch_size=6,
-        diffusion_stories=1,
+        train_batch_size=4,
+        diffusion_stories=2,
         checkpointing_steps=500,
         validation_steps=500,
         max_val_samples=64,
@@ -392,7 +398,8 @@ def collate(items: list[dict]) -> dict:
 
 class StoryBatches:
     """An endless batch sampler: position p of the stream is story randperm(seed, epoch)[p mod N] of epoch p // N.
-    Process r of n takes every n-th batch, so the stream does not depend on who reads it."""
+    Process r of n takes every n-th batch, so the stream does not depend on who reads it. The first `pictures` stories
+    of every `every`-th batch of a process come with their picture."""
 
     def __init__(
         self,
@@ -403,19 +410,21 @@ class StoryBatches:
         position: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        every: int = 1,
     ):
-        self.size, self.batch, self.pictures, self.seed = size, batch, pictures, seed
+        self.size, self.batch, self.pictures, self.every, self.seed = size, batch, pictures, every, seed
         self.position, self.rank, self.ranks = position, rank, ranks
 
     def __iter__(self):
         epoch, order, position = -1, None, self.position + self.rank * self.batch
         while True:
-            keys = []
+            keys, number = [], position // (self.batch * self.ranks) + 1  # of this process's batches, from 1 on
+            pictures = self.pictures if number % self.every == 0 else 0
             for place in range(position, position + self.batch):
                 if place // self.size != epoch:
                     epoch = place // self.size
                     order = torch.randperm(self.size, generator=seeded(self.seed, epoch)).tolist()
-                keys.append((epoch, order[place % self.size], len(keys) < self.pictures))
+                keys.append((epoch, order[place % self.size], len(keys) < pictures))
             yield keys
             position += self.batch * self.ranks
 
@@ -1191,7 +1200,7 @@ class Losses(NamedTuple):
     text_nll: Tensor  # nats per story
     latent_nll: Tensor  # nats per story
     commitment: Tensor  # squared distance per element
-    diffusion_nll: Tensor  # squared error per latent element
+    diffusion_nll: Tensor  # squared error per latent element; NaN where no picture was scored
     constant_nll: Tensor  # nats per story, with the constant soft prompt: not part of the model
     vote_share: Tensor  # share of a chunk's tokens that chose the winning code
     total: Tensor  # what is minimised
@@ -1269,11 +1278,9 @@ class StoryModel(nn.Module):
         diffusion_nll = self.diffusion_nll(batch, storyboard.vectors, noise)
         started = bool(self.encoder.quantizer.updates)  # before that there are no codes for the prior to learn
         bound = text_nll + constant_nll + (config.beta_kl if started else 0.0) * latent_nll
-        total = (
-            bound / mask.sum(1).float().mean()
-            + config.commitment_weight * storyboard.commitment
-            + config.diffusion_weight * diffusion_nll
-        )
+        total = bound / mask.sum(1).float().mean() + config.commitment_weight * storyboard.commitment
+        if batch["pixels"] is not None:
+            total = total + config.diffusion_weight * diffusion_nll
         return Losses(
             text_nll,
             latent_nll,
@@ -1304,11 +1311,11 @@ class StoryModel(nn.Module):
         return torch.cat([self.encode(*self.tokenize(batch)[:2]).vectors for batch in batches]).flatten(0, 1)
 
     def diffusion_nll(self, batch: dict, vectors: Tensor, noise: torch.Generator) -> Tensor:
-        """The denoising error of the batch's M pictures, those of its first M stories. Where the painter is conditioned
-        on the text alone, which nothing here trains, the term is a monitor."""
+        """The denoising error of the batch's M pictures, those of its first M stories; NaN without any. Where the
+        painter is conditioned on the text alone, which nothing here trains, the term is a monitor."""
         diffusion = self.diffusion
         if diffusion is None or batch["pixels"] is None:
-            return torch.zeros((), device=self.lm.device)
+            return torch.full((), math.nan, device=self.lm.device)
         latents = diffusion.encode_pictures(batch["pixels"], batch["pictures"])
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.image_condition is not None):
             condition = self.condition(batch["texts"], vectors[: len(latents)])
@@ -2356,10 +2363,12 @@ def cpu_has_bf16() -> bool:
 
 
 def make_optimizer(model: StoryModel, config: Config) -> torch.optim.Optimizer:
-    """AdamW on all that is trained; a soft prompt wants a larger learning rate than a network."""
-    soft = list(model.soft_prompt.parameters())
-    rest = [parameter for name, parameter in model.named_parameters() if not name.startswith("soft_prompt.")]
-    groups = [dict(params=rest), dict(params=soft, lr=config.learning_rate * config.soft_prompt_lr_scale)]
+    """AdamW on all that is trained; a soft prompt wants a larger learning rate than a network, and the prior its own."""
+    rates = {"soft_prompt": config.learning_rate * config.soft_prompt_lr_scale, "prior": config.prior_learning_rate}
+    groups = [
+        dict(params=list(part.parameters()), lr=rates.get(name, config.learning_rate))
+        for name, part in model.named_children()
+    ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.adam_weight_decay)
 
 
@@ -2398,7 +2407,7 @@ def fit_prior(model: StoryModel, stories: list[str], config: Config, batch: int 
         batches = [model.tokenize(stories[start : start + config.eval_batch_size])[:2] for start in starts]
         codes = torch.cat([model.encode(*one).codes for one in batches])  # (N, S)
     optimizer = torch.optim.AdamW(
-        model.prior.parameters(), lr=config.learning_rate, weight_decay=config.adam_weight_decay
+        model.prior.parameters(), lr=config.prior_learning_rate, weight_decay=config.adam_weight_decay
     )
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, max(1, config.prior_steps))
     for step in tqdm(range(config.prior_steps), desc="prior", disable=not sys.stderr.isatty(), leave=False):
@@ -2473,6 +2482,8 @@ class Trainer:
         pictures = config.diffusion_stories or config.train_batch_size
         ranks = dict(rank=accelerator.process_index, ranks=accelerator.num_processes)
         position = self.step * self.stories_per_step
+        if self.model.image_condition is None:  # a monitor is worth its time where it is logged
+            ranks["every"] = config.logging_steps * config.gradient_accumulation_steps
         batches = StoryBatches(len(self.rows), config.train_batch_size, pictures, config.seed, position, **ranks)
         lm, diffusion, folder = self.model.lm, self.model.diffusion, Path(config.data_root) / "train"
         sizes = (self.model.max_tokens, diffusion.resolution)
@@ -2560,7 +2571,8 @@ class Trainer:
             "speed/stories_per_second": (self.step - step) * self.stories_per_step / (now - started),
         }
         for name, value in points.items():
-            self.writer.add_scalar(name, value, self.step)
+            if not math.isnan(value):
+                self.writer.add_scalar(name, value, self.step)
         self.writer.flush()
         progress.set_postfix(text_nll=f"{means.text_nll:.1f}", latent_nll=f"{means.latent_nll:.1f}")
         self.clock = (self.step, now)
