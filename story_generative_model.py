@@ -1405,8 +1405,8 @@ base_model: {bases}
 # A storyboard of StoryDiffusion
 
 The trained part of a StoryDiffusion model after {step} steps: storyboard encoder, codebook of {codes} codes, prior and
-soft prompt. The language model ({lm}) and the latent diffusion ({diffusion}) that it was trained with are frozen and not
-in here.
+soft prompt. The language model ({lm}) and the latent diffusion ({diffusion}) that it was trained with are frozen and
+not in here.
 
     python story_generative_model.py generate --ckpt {name} --prompt "The red fox and the golden key"
 """
@@ -1437,8 +1437,9 @@ def export(config: Config, checkpoint: dict) -> Path:
             HfApi().create_repo(config.push_to_hub, exist_ok=True)
             HfApi().upload_folder(repo_id=config.push_to_hub, folder_path=folder, allow_patterns=EXPORTED)
         except (OSError, HfHubHTTPError, HFValidationError) as error:
+            reason = str(error).splitlines()[0]
             raise StoryError(
-                f"--push_to_hub {config.push_to_hub}: {str(error).splitlines()[0]}; log in with `hf auth login` or set HF_TOKEN"
+                f"--push_to_hub {config.push_to_hub}: {reason}; log in with `hf auth login` or set HF_TOKEN"
             ) from error
         say(f"pushed to {config.push_to_hub}")
     return folder
@@ -1589,7 +1590,7 @@ def illustrate(model: StoryModel, config: Config, prompts: list[str], seeds: lis
     stories = model.lm.write(model.soft(codes), prompts, config, seeds)
     texts = [cut_into_panels(model, story, config.panels) for story in stories]
     counts = [len(parts) for parts in texts]
-    told = [hero_and_part(prompt, parts) for prompt, parts in zip(prompts, texts)]
+    told = [story_so_far(parts) for parts in texts]
     shift = 0 if config.panel_consistency == "noise" else 1
     noise = [seed + shift * number for seed, count in zip(seeds, counts) for number in range(count)]
     vectors = model.encoder.quantizer.look_up(codes).repeat_interleave(torch.tensor(counts, device=codes.device), 0)
@@ -1602,9 +1603,10 @@ def illustrate(model: StoryModel, config: Config, prompts: list[str], seeds: lis
     ]
 
 
-def hero_and_part(prompt: str, parts: list[str]) -> list[str]:
-    """What the painter reads for each panel: its part, behind the prompt, which says whom to draw."""
-    return parts[:1] + [f"{prompt} {part}" for part in parts[1:]]
+def story_so_far(parts: list[str]) -> list[str]:
+    """What the painter reads for each panel: all up to its part. It opens with the prompt and says who it is about,
+    where and when; what it ends with is what there is to see."""
+    return [" ".join(parts[: number + 1]) for number in range(len(parts))]
 
 
 # What generate reads and writes
@@ -2363,7 +2365,7 @@ def cpu_has_bf16() -> bool:
 
 
 def make_optimizer(model: StoryModel, config: Config) -> torch.optim.Optimizer:
-    """AdamW on all that is trained; a soft prompt wants a larger learning rate than a network, and the prior its own."""
+    """AdamW on all that is trained; the soft prompt and the prior at rates of their own."""
     rates = {"soft_prompt": config.learning_rate * config.soft_prompt_lr_scale, "prior": config.prior_learning_rate}
     groups = [
         dict(params=list(part.parameters()), lr=rates.get(name, config.learning_rate))

@@ -165,13 +165,13 @@ def test_panels_end_nearest_to_where_equal_chunks_end(model):
     assert [part.count("The fox") for part in sgm.cut_into_panels(model, story, 8)].count(1) == 7
 
 
-def test_each_panel_is_painted_from_the_prompt_and_its_part(write, diffusion, checkpoint):
+def test_each_panel_is_painted_from_the_story_so_far(write, diffusion, checkpoint):
     """The second panel of a book is the picture of its condition alone."""
     result, _ = write("book", panels=3, seed=2, storyboard="1 2 3 4 5 6 7 0")
     texts = [panel.text for panel in result.panels]
     assert " ".join(texts) == result.story
     if len(texts) > 1:
-        states, mask = diffusion.encode_texts([f"{result.prompt} {texts[1]}"])
+        states, mask = diffusion.encode_texts([f"{texts[0]} {texts[1]}"])
         (alone,) = diffusion.paint(states, mask, checkpoint["config"], [result.panels[1].seed])
         difference = np.asarray(alone, dtype=float) - np.asarray(result.panels[1].image, dtype=float)
         assert np.abs(difference).max() <= 2

@@ -59,7 +59,7 @@ def test_tensorboard_has_each_step_once_and_finite(trained):
     assert [step for step, _ in points["valid/text_nll_true"]] == [6]
     events = EventAccumulator(trained.output_dir)
     events.Reload()
-    assert "sample/picture" in events.Tags()["images"] and "sample/story/text_summary" in events.Tags()["tensors"]
+    assert "sample/panels" in events.Tags()["images"] and "sample/story/text_summary" in events.Tags()["tensors"]
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero(trained):
@@ -207,3 +207,43 @@ def test_sigterm_to_the_group_saves_the_step_in_hand_and_exits_143(make_config):
     assert "SIGTERM" in err and "--resume_from_checkpoint latest" in err.splitlines()[-1]
     last = sgm.load_checkpoint(sgm.list_checkpoints(Path(config.output_dir))[-1])
     assert f"after step {last['step']};" in err and last["step"] >= 2
+
+
+def test_tensorboard_shows_the_run(trained):
+    """TensorBoard itself reads the run back, through its own HTTP interface."""
+    import json
+    import socket
+    import subprocess
+    import sys
+    import time
+    from urllib.error import URLError
+    from urllib.request import urlopen
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", trained.output_dir, "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def ask(path: str):
+        with urlopen(f"http://127.0.0.1:{port}/data/plugin/{path}", timeout=20) as answer:
+            return json.load(answer)
+
+    try:
+        for _ in range(240):
+            try:
+                tags = ask("scalars/tags").get(".", {})
+                if "valid/bits_returned" in tags:
+                    break
+            except (URLError, OSError):
+                pass
+            time.sleep(0.25)
+        assert {"elbo/text_nll", "optim/learning_rate", "valid/bits_returned", "valid/efficiency"} <= set(tags)
+        points = ask("scalars/scalars?run=.&tag=elbo/text_nll")
+        assert [step for _, step, _ in points] == [1, 2, 3, 4, 5, 6]
+        pictures = {"sample/panels", "sample/codes"}
+        assert pictures <= set(ask("images/tags")["."])
+        assert any("sample/story" in tag for tag in ask("text/tags")["."])
+    finally:
+        server.terminate()
+        server.wait(20)

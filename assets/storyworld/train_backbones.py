@@ -1458,11 +1458,11 @@ def report_prompts(run: Run, shipped: Shipped) -> list[str]:
     """Table rows: what `generate` makes of prompts, its defaults and a seed for each: does the story keep what the
     prompt names, and does its picture show it."""
     stories = telling_prompts(run.scaled(REPORT_PROMPTS, 4))
-    made = [
-        sgm.illustrate(shipped.model, dataclasses.replace(shipped.config, seed=seed), story.prompt)
-        for seed, story in enumerate(stories)
-    ]
-    pictures = np.stack([np.asarray(one.image) for one in made])
+    prompts, made = [story.prompt for story in stories], []
+    for start in range(0, len(prompts), REPORT_BATCH):
+        part = prompts[start : start + REPORT_BATCH]
+        made += sgm.illustrate(shipped.model, shipped.config, part, list(range(start, start + len(part))))
+    pictures = np.stack([np.asarray(one.panels[0].image) for one in made])
     seen = probe_accuracy(run, shipped.probe, pictures, factor_labels(stories)[:, len(world.BEATS) - 1])
     said = {f: np.mean([keeps(one.story, story, f) for one, story in zip(made, stories)]) for f in PROMPT_FACTORS}
     return [f"| {factor} | {share(said[factor])} | {share(seen[factor])} |" for factor in PROMPT_FACTORS]
