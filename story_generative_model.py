@@ -1245,6 +1245,16 @@ class StoryModel(nn.Module):
         """Storyboards as numbers (B, S) -> soft prompts (B, P, E)."""
         return self.soft_prompt(self.encoder.quantizer.look_up(codes))
 
+    @torch.no_grad()
+    def words_of(self, codes: list[int]) -> list[str]:
+        """The word of the language model that each code's soft token lies nearest to, by cosine: codes start as words
+        and stay readable as far as training leaves them there."""
+        vectors = self.encoder.quantizer.look_up(torch.tensor(codes, device=self.lm.device))  # (N, D)
+        tokens = F.normalize(self.soft_prompt.straight(vectors).float(), dim=-1)  # (N, P / S * E)
+        rows = F.normalize(self.lm.embed.weight.float(), dim=-1).repeat(1, self.soft_prompt.per_slot)  # (V, P / S * E)
+        words = (self.lm.tokenizer.decode([token]).strip() for token in (tokens @ rows.T).argmax(1).tolist())
+        return ["".join(letter for letter in word if letter.isprintable()) for word in words]
+
     def condition(self, texts: list[str], vectors: Tensor) -> tuple[Tensor, Tensor]:
         """What the painter is told: the states of M texts (M, L, C) and their mask, and with `--image_condition
         storyboard` what the vectors (M, S, D) say behind them."""
@@ -1649,6 +1659,7 @@ def record_of(result: IllustratedStory, seed: int, config: Config, model: StoryM
         prompt=result.prompt,
         story=result.story,
         storyboard=result.storyboard,
+        words=model.words_of(result.storyboard),
         panels=[dict(text=panel.text, seed=panel.seed) for panel in result.panels],
         seed=seed,
         settings={name: getattr(config, name) for name in MADE_WITH if name != "storyboard"},
@@ -1737,7 +1748,8 @@ def generate(config: Config, checkpoint: dict, given: set[str] = frozenset()) ->
             target = path if len(jobs) == 1 else path.with_name(f"{path.stem}_{number:03d}{path.suffix}")
             record = record_of(result, seed, config, model, checkpoint)
             write_safely(target, partial(WRITERS[path.suffix.lower()], result, record, original))
-            say(f"storyboard: {' '.join(map(str, result.storyboard))}\npicture: {target}")
+            board = (f"{code} ({word})" for code, word in zip(result.storyboard, record["words"]))
+            say(f"storyboard: {' '.join(board)}\npicture: {target}")
             print(json.dumps(record, ensure_ascii=False) if config.json else result.story)
             results.append(result)
     if refused:
@@ -1884,7 +1896,7 @@ h1 {{ font-size: clamp(1.5rem, 5vw, 2.4rem); line-height: 1.2; margin: 0 0 1rem;
 .board {{ display: flex; flex-wrap: wrap; gap: .4rem; margin: 0 0 2rem; padding: 0; list-style: none;
           font: 600 .85rem/1 system-ui, sans-serif; }}
 .board li {{ padding: .5rem .7rem; border-radius: 1rem; color: #fff; }}
-.board s {{ opacity: .7; font-weight: 400; }}
+.board s, .board i {{ opacity: .8; font-weight: 400; font-style: normal; }}
 .panels {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); gap: 2rem 1.5rem; }}
 figure {{ margin: 0; max-width: 32rem; }}
 img {{ display: block; width: 100%; border-radius: .5rem; border: 1px solid var(--line); }}
@@ -1922,15 +1934,15 @@ def as_html(result: IllustratedStory, record: dict, original: dict | None) -> by
     """One self-contained page. With `original`, the record that it was edited from, it shows what changed."""
     before = original["storyboard"] if original else result.storyboard
     chips = []
-    for code, old in zip(result.storyboard, before):
+    for code, word, old in zip(result.storyboard, record["words"], before):
         was = f"<s>{old}</s> " if old != code else ""
-        chips.append(f'<li style="background: {code_colour(code)}">{was}{code}</li>')
-    texts = [panel["text"] for panel in original["panels"]] if original else []
+        chips.append(f'<li style="background: {code_colour(code)}">{was}{code} <i>{html.escape(word)}</i></li>')
+    texts = [panel.text for panel in result.panels]
+    texts = changes_in(original["story"], texts) if original else [html.escape(text) for text in texts]
     panels = []
-    for number, panel in enumerate(result.panels):
+    for number, (panel, text) in enumerate(zip(result.panels, texts), 1):
         data = base64.b64encode(png_bytes(panel.image)).decode()
-        text = changes_in(texts[number], panel.text) if number < len(texts) else html.escape(panel.text)
-        picture = f'<img alt="Panel {number + 1}" src="data:image/png;base64,{data}">'
+        picture = f'<img alt="Panel {number}" src="data:image/png;base64,{data}">'
         panels.append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
     facts = {"prompt": record["prompt"], "seed": record["seed"], **record["settings"]}
     facts |= {"checkpoint": f"{record['checkpoint']['name']}, sha256 {record['checkpoint']['sha256'][:16]}"}
@@ -1945,18 +1957,26 @@ def as_html(result: IllustratedStory, record: dict, original: dict | None) -> by
     return page.encode()
 
 
-def changes_in(before: str, after: str) -> str:
-    """HTML of `after`, its words that are new against `before` marked, those that are gone struck out."""
-    if before == after:
-        return html.escape(after)
-    old, new, parts = before.split(), after.split(), []
+def changes_in(before: str, parts: list[str]) -> list[str]:
+    """HTML of each part of a story, compared with the story `before` as a whole, wherever it was cut: words that are
+    new marked, those that are gone struck out."""
+    old, new = before.split(), " ".join(parts).split()
+    fresh, gone = set(), {}
     for kind, start, end, first, last in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        gone, here = (html.escape(" ".join(words)) for words in (old[start:end], new[first:last]))
-        if kind == "equal":
-            parts.append(here)
-            continue
-        parts += [f"<del>{gone}</del>"] * bool(gone) + [f"<ins>{here}</ins>"] * bool(here)
-    return " ".join(parts)
+        if kind != "equal":
+            fresh.update(range(first, last))
+            gone[first] = html.escape(" ".join(old[start:end]))
+    texts, first = [], 0
+    for part in parts:
+        last, pieces = first + len(part.split()), []
+        for place in range(first, last + (last == len(new))):  # what is gone from the very end stands behind it
+            pieces += [f"<del>{gone[place]}</del>"] * bool(gone.get(place))
+            if place < last:
+                word = html.escape(new[place])
+                pieces.append(f"<ins>{word}</ins>" if place in fresh else word)
+        texts.append(" ".join(pieces).replace("</ins> <ins>", " "))
+        first = last
+    return texts
 
 
 def code_colour(code: int) -> str:

@@ -242,7 +242,7 @@ def test_an_edited_book_keeps_the_other_codes_and_shows_what_changed(checkpoint,
     )
     (result,) = sgm.generate(edited, checkpoint, {"source", "storyboard", "output"})
     assert result.storyboard == [1, 2, 3, 0, 5, 6, 7, 0]
-    assert "<s>4</s> 0</li>" in page.read_text("utf-8")
+    assert "<s>4</s> 0 <i>" in page.read_text("utf-8")
 
 
 @pytest.mark.parametrize("name, data", [("a.png", b""), ("a.html", b"<p>hello"), ("b.png", b"\x89PNG\r\n\x1a\n")])

@@ -32,6 +32,7 @@ def record(result) -> dict:
         prompt=result.prompt,
         story=result.story,
         storyboard=result.storyboard,
+        words=["<b>star", *"abcdefg"],
         panels=[dict(text=panel.text, seed=panel.seed) for panel in result.panels],
         seed=0,
         settings=settings | dict(negative_prompt="rain"),
@@ -63,10 +64,13 @@ def test_the_page_needs_nothing_from_elsewhere_and_carries_the_record(result, re
 
 
 def test_the_page_shows_what_changed(result, record):
-    before = dict(record, storyboard=[3, 1, 4, 1, 5, 9, 2, 7], panels=[dict(text="An old fox 0.", seed=0)] * 3)
+    before = dict(record, storyboard=[3, 1, 4, 1, 5, 9, 2, 7], story="An old fox 0.")
     text = sgm.as_html(result, record, before).decode()
-    assert text.count("<s>") == 1 and "<s>7</s> 6</li>" in text
-    assert "<del>An old fox</del>" in text and "<ins>" in text
+    assert text.count("<s>") == 1 and "<s>7</s> 6 <i>g</i></li>" in text and "&lt;b&gt;star" in text
+    assert "<del>An old fox 0.</del>" in text and "<ins>" in text
+    moved = ["The fox", "ran to the sea."], ["The fox ran", "to the red sea."]
+    assert sgm.changes_in(" ".join(moved[0]), moved[1]) == ["The fox ran", "to the <ins>red</ins> sea."]
+    assert sgm.changes_in("a b c", ["a", "b"]) == ["a", "b <del>c</del>"]
     assert "<del>" not in sgm.as_html(result, record, record).decode()
 
 

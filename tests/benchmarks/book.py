@@ -1,4 +1,4 @@
-"""Is it the same hero on every page? Books of eight panels from prompts of held-out storyworld stories, read by a probe.
+"""Is it the same hero on every page? Books of eight panels from prompts of held-out stories, read by a probe.
 
     python tests/benchmarks/book.py --count 100
 
