@@ -1938,7 +1938,7 @@ def as_html(result: IllustratedStory, record: dict, original: dict | None) -> by
         was = f"<s>{old}</s> " if old != code else ""
         chips.append(f'<li style="background: {code_colour(code)}">{was}{code} <i>{html.escape(word)}</i></li>')
     texts = [panel.text for panel in result.panels]
-    texts = changes_in(original["story"], texts) if original else [html.escape(text) for text in texts]
+    texts = changes_in(original["story"], texts) if original else [html.escape(" ".join(text.split())) for text in texts]
     panels = []
     for number, (panel, text) in enumerate(zip(result.panels, texts), 1):
         data = base64.b64encode(png_bytes(panel.image)).decode()
@@ -1970,7 +1970,8 @@ def changes_in(before: str, parts: list[str]) -> list[str]:
     for part in parts:
         last, pieces = first + len(part.split()), []
         for place in range(first, last + (last == len(new))):  # what is gone from the very end stands behind it
-            pieces += [f"<del>{gone[place]}</del>"] * bool(gone.get(place))
+            if gone.get(place):
+                pieces.append(f"<del>{gone[place]}</del>")
             if place < last:
                 word = html.escape(new[place])
                 pieces.append(f"<ins>{word}</ins>" if place in fresh else word)
