@@ -1938,7 +1938,9 @@ def as_html(result: IllustratedStory, record: dict, original: dict | None) -> by
         was = f"<s>{old}</s> " if old != code else ""
         chips.append(f'<li style="background: {code_colour(code)}">{was}{code} <i>{html.escape(word)}</i></li>')
     texts = [panel.text for panel in result.panels]
-    texts = changes_in(original["story"], texts) if original else [html.escape(" ".join(text.split())) for text in texts]
+    texts = (
+        changes_in(original["story"], texts) if original else [html.escape(" ".join(text.split())) for text in texts]
+    )
     panels = []
     for number, (panel, text) in enumerate(zip(result.panels, texts), 1):
         data = base64.b64encode(png_bytes(panel.image)).decode()

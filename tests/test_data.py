@@ -208,3 +208,11 @@ def test_seeded_draws_depend_on_every_number_and_on_nothing_else():
     assert len(set(draws.values())) == 3
     torch.manual_seed(9)
     assert draws[0, 1] == torch.rand((), generator=sgm.seeded(0, 1)).item()
+
+
+def test_pictures_come_with_every_nth_batch_alone():
+    """Of each process, whatever the position it starts from: a picture that nobody scores is not read."""
+    for rank in range(2):
+        batches = iter(sgm.StoryBatches(20, 4, 2, seed=0, position=16, rank=rank, ranks=2, every=3))
+        with_pictures = [[key[2] for key in next(batches)] for _ in range(6)]
+        assert with_pictures == [[True, True, False, False] if number % 3 == 0 else [False] * 4 for number in range(6)]

@@ -202,3 +202,25 @@ def test_commitment_pulls_each_token_to_its_own_code(quantized):
     torch.testing.assert_close(board.commitment, torch.stack(errors).mean())
     (gradient,) = torch.autograd.grad(board.commitment, outputs)
     assert (gradient[mask] != 0).any(-1).all() and (gradient[~mask] == 0).all()
+
+
+def test_the_rate_moves_the_vote_of_its_own_slot_alone(quantized):
+    """A code that costs too much in one slot loses it there and nowhere else."""
+    quantizer, outputs, mask, members, board = quantized
+    quantizer.distortion.fill_(1.0)
+    story, slot = 2, 5
+    dear = torch.zeros(3, 8, quantizer.num_codes)
+    dear[story, slot, board.codes[story, slot]] = 1e6
+    encoder = sgm.StoryboardEncoder.__new__(sgm.StoryboardEncoder)
+    torch.nn.Module.__init__(encoder)
+    encoder.quantizer = quantizer
+    seen = []
+
+    def rate(codes):
+        seen.append(codes)
+        return dear
+
+    moved = encoder.quantize(outputs, mask, members, rate, learn=False)
+    assert torch.equal(seen[0], board.codes)
+    changed = (moved.codes != board.codes).nonzero().tolist()
+    assert changed == [[story, slot]]

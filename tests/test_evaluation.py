@@ -190,3 +190,40 @@ def test_words_on_the_page_are_escaped():
 def test_a_page_that_cannot_be_written_is_told_as_one_line(checkpoint):
     with pytest.raises(sgm.StoryError, match="--output"):
         sgm.codebook(dataclasses.replace(checkpoint["config"], output="codebook.txt"), checkpoint)
+
+
+# Openings and edits
+
+
+def test_changed_places():
+    assert sgm.changed_places([1, 2, 3, 4], [1, 2, 3, 4]) == []
+    assert sgm.changed_places([1, 2, 3, 4], [1, 9, 3, 4]) == [1]
+    assert sgm.changed_places([1, 2, 3, 4], [1, 2, 8, 9, 3, 4]) == [2, 2]
+    assert sgm.changed_places([1, 2, 3, 4], [1, 4]) == [1, 2]
+
+
+@torch.no_grad()
+def test_the_rest_of_a_story_is_measured_behind_its_prompt(measured, data_folder):
+    model, _, _ = measured
+    rows = sgm.read_rows(str(data_folder), "val")[2:4]
+    found = sgm.measure_openings(model, rows, dataclasses.replace(model.config, num_storyboards=1))
+    np.testing.assert_array_equal(found["rest_nll.prior"], found["rest_nll.resampled"])  # of one there is no choice
+    for number, row in enumerate(rows):
+        codes = sgm.draw_storyboard(model, row.prompt, [], dataclasses.replace(model.config, num_storyboards=1), number)
+        ids = [model.lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (row.prompt, row.story)]
+        assert ids[1][: len(ids[0])] == ids[0]
+        tokens = torch.tensor([[*ids[1], model.lm.end]])
+        embeds = model.lm.frame(model.soft(codes[None]), tokens)
+        logits = model.lm.model(inputs_embeds=embeds).logits[0, 8:-1].log_softmax(-1)
+        nll = -logits[torch.arange(len(tokens[0])), tokens[0]]
+        assert found["rest_nll.prior"][number] == pytest.approx(nll[len(ids[0]) :].sum().item(), rel=1e-3)
+
+
+def test_edits_are_counted_in_the_slot_s_own_chunk(measured, data_folder):
+    model, _, _ = measured
+    rows = sgm.read_rows(str(data_folder), "val")[2:]
+    codes = torch.randint(8, (len(rows), 8), generator=sgm.seeded(1))
+    found = sgm.measure_edits(model, rows, codes, model.config)
+    share, chance = found["edit_locality"], found["edit_locality_chance"]
+    assert len(share) == len(chance) == len(rows)
+    assert all(0 <= value <= 1 for value in share[~np.isnan(share)]) and (chance >= 0).all() and (chance < 0.5).all()

@@ -158,3 +158,22 @@ def test_usage_counts_codes_that_are_alive():
     assert quantizer.usage() == (8, pytest.approx(8))
     quantizer.counts.copy_(torch.tensor([10.0, 10, 0, 0, 0, 0, 0, 0]))
     assert quantizer.usage() == (2, pytest.approx(2))
+
+
+def test_a_code_that_costs_more_is_chosen_from_less_far():
+    """Entropy-constrained: argmin of squared distance / mean squared distance + cost, by hand."""
+    quantizer = sgm.VectorQuantizer(3, 1, decay=0.9)
+    quantizer.codebook.copy_(torch.tensor([[0.0], [1.0], [4.0]]))
+    quantizer.distortion.fill_(0.5)
+    x, costs = torch.tensor([[0.45], [0.45], [2.6]]), torch.tensor([[0.0, 0, 0], [0.5, 0, 0], [0, 0, 9.0]])
+    assert quantizer.nearest(x).tolist() == [0, 0, 2]
+    expected = [(((x[row] - quantizer.codebook[:, 0]) ** 2) / 0.5 + costs[row]).argmin().item() for row in range(3)]
+    assert quantizer.nearest(x, costs).tolist() == expected == [0, 1, 1]
+
+
+def test_the_distortion_follows_the_mean_squared_distance():
+    quantizer = sgm.VectorQuantizer(2, 1, decay=0.75)
+    quantizer.start(torch.tensor([[0.0], [2.0], [10.0], [12.0]]))
+    assert quantizer.distortion == 1
+    quantizer.update(torch.tensor([[4.0], [11.0]]))  # 3 from the centre at 1, 0 from that at 11
+    assert quantizer.distortion == pytest.approx(0.75 * 1 + 0.25 * 4.5)

@@ -247,3 +247,20 @@ def test_tensorboard_shows_the_run(trained):
     finally:
         server.terminate()
         server.wait(20)
+
+
+def test_at_the_end_the_prior_is_fitted_to_the_codes_alone(checkpoint, data_folder):
+    config = dataclasses.replace(checkpoint["config"], prior_steps=200, prior_learning_rate=1e-2)
+    model = sgm.load_model(checkpoint, config, torch.device("cpu"), torch.float32, paints=False)
+    stories = [row.story for row in sgm.read_rows(str(data_folder), "train")]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def latent_nll() -> float:
+        with torch.no_grad():
+            return model.prior.nll(model.encode(*model.tokenize(stories)[:2]).codes).mean().item()
+
+    start = latent_nll()
+    sgm.fit_prior(model, stories, config)
+    assert latent_nll() < 0.8 * start
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved and all(name.startswith("prior.") for name in moved)
