@@ -109,7 +109,8 @@ def as_flags(config, command: str = "train") -> list[str]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if command in field.metadata["commands"] and value != field.default:
-            argv += [f"--{field.name}"] if value is True else [f"--{field.name}", str(value)]
+            flag = field.metadata["name"] or field.name
+            argv += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
     return argv
 
 

@@ -24,18 +24,19 @@ def another_value(field):
 @pytest.mark.parametrize("command", sgm.COMMANDS)
 def test_each_field_is_a_flag_of_its_commands_and_of_no_other(command, capsys):
     for field in FIELDS:
+        flag = field.metadata["name"] or field.name
         if isinstance(field.default, bool):
-            argv, value = [command, f"--{field.name}"], True
+            argv, value = [command, f"--{flag}"], True
         else:
             value = another_value(field)
-            argv = [command, f"--{field.name}", str(value)]
+            argv = [command, f"--{flag}", str(value)]
         if command in field.metadata["commands"]:
             name, config, given = sgm.parse_args(argv)
             assert (name, getattr(config, field.name), given) == (command, value, {field.name})
         else:
             with pytest.raises(SystemExit) as stop:
                 sgm.parse_args(argv)
-            assert stop.value.code == 2 and field.name in capsys.readouterr().err
+            assert stop.value.code == 2 and flag in capsys.readouterr().err
 
 
 def test_without_flags_the_defaults_hold():
