@@ -67,8 +67,9 @@ def test_the_three_commands_run_one_after_the_other(hub, workplace):
     )
     assert out.startswith(PROMPT)
     with Image.open(workplace / "generated.png") as picture:
-        assert picture.size == (32, 32) and picture.text["prompt"] == PROMPT
-        assert len(picture.text["storyboard"].split()) == 8
+        record = json.loads(picture.text["story"])
+        assert picture.size == (32, 32)
+    assert record["prompt"] == PROMPT and len(record["storyboard"]) == 8
     asked = json.dumps([request.path for request in hub.log])
     assert LM in asked and DIFFUSION in asked and "MMInstruction/M3IT" in asked
 

@@ -149,7 +149,7 @@ def test_two_accumulated_batches_are_one_step(make_config, monkeypatch, lm, diff
     indices, pictures, started, weights = zip(*seen)
     keys = iter(sgm.StoryBatches(24, 4, 1, config.seed))
     assert list(indices) == [[index for _, index, _ in next(keys)] for _ in range(6)]
-    assert pictures == (1,) * 6 and started == (False, False, True, True, True, True)
+    assert pictures == (0, 1) * 3 and started == (False, False, True, True, True, True)
     assert [torch.equal(weights[i], weights[i + 1]) for i in range(5)] == [True, False, True, False, True]
     names = [path.name for path in sgm.list_checkpoints(Path(config.output_dir))]
     assert names == ["ckpt_2.pt", "ckpt_3.pt"] and not model.training
