@@ -396,6 +396,11 @@ def collate(items: list[dict]) -> dict:
     )
 
 
+def batches_of(items: list, size: int) -> list[list]:
+    """The items in order, `size` at a time."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 class StoryBatches:
     """An endless batch sampler: position p of the stream is story randperm(seed, epoch)[p mod N] of epoch p // N.
     Process r of n takes every n-th batch, so the stream does not depend on who reads it. The first `pictures` stories
@@ -1315,10 +1320,14 @@ class StoryModel(nn.Module):
     @torch.no_grad()
     def chunk_vectors(self, stories: list[str]) -> Tensor:
         """Stories -> the vectors of their chunks (8 N, D), before the quantiser has started."""
-        batches = [
-            stories[i : i + self.config.eval_batch_size] for i in range(0, len(stories), self.config.eval_batch_size)
-        ]
+        batches = batches_of(stories, self.config.eval_batch_size)
         return torch.cat([self.encode(*self.tokenize(batch)[:2]).vectors for batch in batches]).flatten(0, 1)
+
+    @torch.no_grad()
+    def codes_of(self, stories: list[str]) -> Tensor:
+        """Stories -> their storyboards (N, S)."""
+        batches = batches_of(stories, self.config.eval_batch_size)
+        return torch.cat([self.encode(*self.tokenize(batch)[:2]).codes for batch in batches])
 
     def diffusion_nll(self, batch: dict, vectors: Tensor, noise: torch.Generator) -> Tensor:
         """The denoising error of the batch's M pictures, those of its first M stories; NaN without any. Where the
@@ -1559,7 +1568,7 @@ def parse_storyboard(text: str, num_codes: int) -> list[int | None]:
 @torch.no_grad()
 def draw_storyboard(model: StoryModel, prompt: str, pinned: list[int | None], config: Config, seed: int) -> Tensor:
     """One storyboard (S,) from p(z | prompt), with the pinned slots as they are."""
-    if None not in pinned and pinned:
+    if pinned and None not in pinned:
         return torch.tensor(pinned, device=model.lm.device)
     generator = seeded(seed, 0)
     codes = model.prior.sample(config.num_storyboards, generator, pinned, config.temperature, config.top_p)  # (N, S)
@@ -1648,13 +1657,13 @@ def check_prompt(model: StoryModel, prompt: str) -> None:
         raise StoryError(f"the prompt has {length} tokens, more than the model's context of {model.lm.context}", 2)
 
 
-MADE_WITH = ("storyboard", "panels", "panel_consistency", "num_storyboards", "temperature", "top_p",
+MADE_WITH = ("panels", "panel_consistency", "num_storyboards", "temperature", "top_p",
              "repetition_penalty", "max_new_tokens", "num_inference_steps", "guidance_scale", "negative_prompt",
              "image_size")  # fmt: skip
 
 
-def record_of(result: IllustratedStory, seed: int, config: Config, model: StoryModel, checkpoint: dict) -> dict:
-    """All that made a story: with the checkpoint, enough to make it again."""
+def record_of(result: IllustratedStory, seed: int, config: Config, model: StoryModel, stamp: dict) -> dict:
+    """All that made a story: with the checkpoint that `stamp` names, enough to make it again."""
     return dict(
         prompt=result.prompt,
         story=result.story,
@@ -1662,11 +1671,12 @@ def record_of(result: IllustratedStory, seed: int, config: Config, model: StoryM
         words=model.words_of(result.storyboard),
         panels=[dict(text=panel.text, seed=panel.seed) for panel in result.panels],
         seed=seed,
-        settings={name: getattr(config, name) for name in MADE_WITH if name != "storyboard"},
-        checkpoint=dict(name=Path(checkpoint["path"]).name, step=checkpoint["step"], sha256=sha256(checkpoint["path"])),
+        settings={name: getattr(config, name) for name in MADE_WITH},
+        checkpoint=stamp,
         models=dict(
             language=dict(name=config.lm_model, revision=model.lm.revision),
             diffusion=dict(name=config.diffusion_model, revision=model.diffusion.revision),
+            scheduler=dict(name=type(model.diffusion.pipeline.scheduler).__name__, revision=""),
         ),
         versions=versions(),
     )
@@ -1687,7 +1697,7 @@ def read_record(path: str) -> dict:
         record = json.loads(text)
         board = " ".join(str(int(code)) for code in record["storyboard"])
         parse_storyboard(board, 10**9)
-        settings = {name: record["settings"][name] for name in MADE_WITH if name != "storyboard"}
+        settings = {name: record["settings"][name] for name in MADE_WITH}
         return dict(record, settings=settings, prompt=str(record["prompt"]), seed=int(record["seed"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StoryError, SyntaxError) as error:
         raise StoryError(
@@ -1720,11 +1730,12 @@ def versions() -> str:
 def generate(config: Config, checkpoint: dict, given: set[str] = frozenset()) -> list[IllustratedStory]:
     """Writes stories to standard output and their pictures or books to --output (generated.png)."""
     path, original = Path(config.output or "generated.png"), None
+    stamp = dict(name=Path(checkpoint["path"]).name, step=checkpoint["step"], sha256=sha256(checkpoint["path"]))
     if path.suffix.lower() not in WRITERS or not path.parent.is_dir():
         raise StoryError(f"--output {path} must be a {', '.join(WRITERS)} file in a folder that exists", 2)
     if config.source:
         config, original = again(config, given)
-        if original["checkpoint"]["sha256"] != sha256(checkpoint["path"]):
+        if original["checkpoint"]["sha256"] != stamp["sha256"]:
             say(f"--from {config.source} was made with another checkpoint, {original['checkpoint']['name']}")
     parse_storyboard(config.storyboard, config.num_codes)  # a slip is told before any model is loaded
     prompts = read_prompts(config)
@@ -1741,12 +1752,11 @@ def generate(config: Config, checkpoint: dict, given: set[str] = frozenset()) ->
             continue
         jobs += [(prompt, config.seed + story) for story in range(config.num_stories)]
     results = []
-    for start in tqdm(range(0, len(jobs), config.eval_batch_size), disable=not sys.stderr.isatty(), leave=False):
-        part = jobs[start : start + config.eval_batch_size]
+    for part in tqdm(batches_of(jobs, config.eval_batch_size), disable=not sys.stderr.isatty(), leave=False):
         for (_, seed), result in zip(part, illustrate(model, config, *map(list, zip(*part)))):
             number = len(results)
             target = path if len(jobs) == 1 else path.with_name(f"{path.stem}_{number:03d}{path.suffix}")
-            record = record_of(result, seed, config, model, checkpoint)
+            record = record_of(result, seed, config, model, stamp)
             write_safely(target, partial(WRITERS[path.suffix.lower()], result, record, original))
             board = (f"{code} ({word})" for code, word in zip(result.storyboard, record["words"]))
             say(f"storyboard: {' '.join(board)}\npicture: {target}")
@@ -1791,7 +1801,8 @@ def as_png(result: IllustratedStory, record: dict, original: dict | None) -> byt
     width, height = result.panels[0].image.size
     notes.add_itxt(
         "parameters",
-        f"{result.panels[0].text}{wanted}\nSteps: {settings['num_inference_steps']}, Sampler: DPM++ 2M, "
+        f"{result.panels[0].text}{wanted}\nSteps: {settings['num_inference_steps']}, "
+        f"Sampler: {record['models']['scheduler']['name']}, "
         f"CFG scale: {settings['guidance_scale']}, Seed: {result.panels[0].seed}, Size: {width}x{height}, "
         f"Model: {Path(record['models']['diffusion']['name']).name}, Version: StoryDiffusion",
     )
@@ -2022,8 +2033,7 @@ def measure_text(
     model: StoryModel, stories: list[str], config: Config, kinds: tuple = ("true", "shuffled", "constant")
 ) -> TextMeasures:
     """Text NLL of each story with each kind of soft prompt, and the cost of its storyboard under the prior."""
-    batches = [stories[i : i + config.eval_batch_size] for i in range(0, len(stories), config.eval_batch_size)]
-    batches = [model.tokenize(batch) for batch in batches]
+    batches = [model.tokenize(batch) for batch in batches_of(stories, config.eval_batch_size)]
     boards = [model.encode(tokens, mask) for tokens, mask, _ in batches]
     codes = torch.cat([board.codes for board in boards])  # (N, S)
     drawn = model.prior.sample(len(stories), seeded(config.seed, 1))
@@ -2283,9 +2293,7 @@ def chunk_words(model: StoryModel, story: str) -> list[set[str]]:
 @torch.no_grad()
 def explain_codes(model: StoryModel, rows: list[Row], config: Config) -> list[CodeMeaning]:
     """The most used codes of some stories, by falling use, with what goes with each."""
-    batches = [rows[i : i + config.eval_batch_size] for i in range(0, len(rows), config.eval_batch_size)]
-    codes = [model.encode(*model.tokenize([row.story for row in batch])[:2]).codes for batch in batches]
-    codes = torch.cat(codes).cpu().numpy()  # (N, S)
+    codes = model.codes_of([row.story for row in rows]).cpu().numpy()  # (N, S)
     words = [chunk_words(model, row.story) for row in rows]
     factors = [{f"{name} {value}" for name, value in row.factors.items()} for row in rows]
     word_shares = [shares_of([story[slot] for story in words]) for slot in range(NUM_SLOTS)]
@@ -2427,10 +2435,7 @@ def ignore_signals(worker: int) -> None:
 def fit_prior(model: StoryModel, stories: list[str], config: Config, batch: int = 128) -> None:
     """The codes move as long as the encoder learns, and the prior runs behind them: at the end it is fitted to what
     they have become, over the whole training set; the same on every process."""
-    with torch.no_grad():
-        starts = range(0, len(stories), config.eval_batch_size)
-        batches = [model.tokenize(stories[start : start + config.eval_batch_size])[:2] for start in starts]
-        codes = torch.cat([model.encode(*one).codes for one in batches])  # (N, S)
+    codes = model.codes_of(stories)  # (N, S)
     optimizer = torch.optim.AdamW(
         model.prior.parameters(), lr=config.prior_learning_rate, weight_decay=config.adam_weight_decay
     )

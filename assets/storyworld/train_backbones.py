@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -472,9 +473,19 @@ def lm_batch(
     )
 
 
+def from_pools(pool: Callable[[int], list]) -> Callable[[int], object]:
+    """The batch of a step, where pool(number) makes the batches of LM_POOL stories; one pool is kept at a time."""
+    pool = functools.lru_cache(maxsize=1)(pool)
+
+    def at(step: int):
+        number, position = divmod(step, LM_POOL // LM_BATCH)
+        return pool(number)[position]
+
+    return at
+
+
 def lm_batches(run: Run, tokenizer, weights: np.ndarray) -> Callable[[int], LmBatch]:
     """The training batch of a step: fresh stories in pools, each pool sorted by length and its batches shuffled."""
-    current: dict[int, list[LmBatch]] = {}  # one pool at a time
 
     def pool(number: int) -> list[LmBatch]:
         rng = random.Random(seed_of(run.seed, "lm pool", number))
@@ -484,14 +495,7 @@ def lm_batches(run: Run, tokenizer, weights: np.ndarray) -> Callable[[int], LmBa
         rng.shuffle(starts)
         return [lm_batch(*zip(*drawn[s : s + LM_BATCH]), weights, tokenizer.bos_token_id, rng) for s in starts]
 
-    def at(step: int) -> LmBatch:
-        number, position = divmod(step, LM_POOL // LM_BATCH)
-        if number not in current:
-            current.clear()
-            current[number] = pool(number)
-        return current[number][position]
-
-    return at
+    return from_pools(pool)
 
 
 def lm_embeddings(model, batch: LmBatch, device: torch.device) -> Tensor:
@@ -581,9 +585,8 @@ def starting_storyboards(lm: sgm.LanguageModel, texts: list[str], num_codes: int
     model = sgm.StoryModel(config, lm, None).to(lm.device).eval()
     model.start_encoder(texts)
     model.start_codebook(texts)
+    codes = model.codes_of(texts)  # (N, S)
     with torch.no_grad():
-        starts = range(0, len(texts), LM_BATCH)
-        codes = torch.cat([model.encode(*model.tokenize(texts[i : i + LM_BATCH])[:2]).codes for i in starts])  # (N, S)
         shares = F.one_hot(codes, num_codes).double().mean(0)  # (S, K)
         return model.soft(codes), torch.special.entr(shares).sum().item()
 
@@ -607,7 +610,6 @@ def listening_nll(model, batch: ListeningBatch, device: torch.device) -> Tensor:
 
 def listening_batches(run: Run, lm: sgm.LanguageModel, weights: np.ndarray) -> Callable[[int], ListeningBatch]:
     """The batch of a step, from pools as in lm_batches; each pool has a codebook of its own."""
-    current: dict[int, list[ListeningBatch]] = {}
 
     def pool(number: int) -> list[ListeningBatch]:
         seed = seed_of(run.seed, "listening pool", number)
@@ -631,14 +633,7 @@ def listening_batches(run: Run, lm: sgm.LanguageModel, weights: np.ndarray) -> C
             batches.append(ListeningBatch(batch, torch.tensor(heard, dtype=torch.long), boards))
         return batches
 
-    def at(step: int) -> ListeningBatch:
-        number, position = divmod(step, LM_POOL // LM_BATCH)
-        if number not in current:
-            current.clear()
-            current[number] = pool(number)
-        return current[number][position]
-
-    return at
+    return from_pools(pool)
 
 
 def train_lm(run: Run) -> None:
@@ -657,7 +652,7 @@ def train_lm(run: Run) -> None:
         return {"loss": listening_nll(model, batch_at(step), run.device).mean()}
 
     def held_out(model) -> dict[str, float]:
-        soft, entropy = starting_storyboards(lm, texts, 64, 0)
+        soft, entropy = starting_storyboards(lm, texts, sgm.PRESETS["storyworld"]["num_codes"], 0)
         few = checked_stories[: run.scaled(LM_CHECK_STORIES)]
         items = [dict(index=i, tokens=row[:-1], cut=False) for i, row in enumerate(story_ids(lm.tokenizer, few))]
         tokens, mask = (sgm.collate(items)[key].to(run.device) for key in ("tokens", "mask"))

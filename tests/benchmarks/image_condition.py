@@ -59,8 +59,7 @@ def main() -> None:
     with torch.no_grad():
         for start in range(0, len(chosen), size):
             part = chosen[start : start + size]
-            boards = [model.encode(*model.tokenize([rows[number].story])[:2]).codes[0] for number, _ in part]
-            vectors = model.encoder.quantizer.look_up(torch.stack(boards))
+            vectors = model.encoder.quantizer.look_up(model.codes_of([rows[number].story for number, _ in part]))
             texts = [panel.text for _, panel in part]
             pixels = [
                 sgm.load_picture(Path(arguments.data_root, "val", panel.image_path), model.diffusion.resolution, "")
