@@ -27,6 +27,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +125,8 @@ class Config:
     resume_from_checkpoint: str = flag("", "a checkpoint's path, or 'latest'")
     validation_steps: int = flag(1000, "optimizer steps between validations", low=1)
     logging_steps: int = flag(10, "optimizer steps between points in TensorBoard", low=1)
+    override: bool = flag(False, "go on from a checkpoint of another configuration or other data")
+    skip_bad_rows: bool = flag(False, "leave out rows that cannot be read, and count them, instead of stopping")
     seed: int = flag(0, "seed of data order, noise and sampling", "train generate evaluate", low=0)
     # generation
     validation_prompt: str = flag("", "opening of the sample story; by default the first validation prompt")
@@ -162,6 +165,7 @@ class Config:
     split: str = flag("val", "which split to look at", "evaluate codebook", choices=("train", "val"))
     eval_batch_size: int = flag(32, "stories per pass in evaluation", "train evaluate codebook", low=1)
     top_codes: int = flag(24, "how many of the most used codes to show", "codebook", low=1)
+    debug: bool = flag(False, "show the traceback of an error", "train generate evaluate codebook export")
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -241,21 +245,46 @@ def parse_args(argv: list[str]) -> tuple[str, Config, set[str]]:
         parser.error(str(error))
 
 
-if __name__ == "__main__":  # --help and a mistyped flag are answered before torch's seconds of import
-    parse_args(sys.argv[1:])
+def prepare_folder(folder: Path, flag_name: str) -> None:
+    """Finds out in the first second, not at the first checkpoint, that a folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StoryError(f"--{flag_name} {folder} cannot be written: {error}") from error
+
+
+def answer_early(argv: list[str]) -> None:
+    """--help, a mistyped flag and a folder that cannot be written are answered before torch's seconds of import."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until main listens
+    command, config, _ = parse_args(argv)
+    try:
+        if command == "train":
+            prepare_folder(Path(config.output_dir), "output_dir")
+    except StoryError as error:
+        say(f"error: {error}")
+        sys.exit(error.code)
+
+
+if __name__ == "__main__":
+    answer_early(sys.argv[1:])
 
 import base64
+import codecs
 import hashlib
 import html
 import io
 import math
 import re
-import signal
+import shutil
 import time
 import unicodedata
 import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
 from functools import partial
@@ -302,11 +331,17 @@ class Row(NamedTuple):
     factors: dict[str, str]  # the storyworld's ground truth; empty for real stories
 
 
-def parse_row(line: str, where: str) -> Row:
+MAX_ROW = 1 << 20  # bytes: no story is as long as that, and a line without an end must not fill the memory
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may hold one alone, no text encoding may
+
+
+def parse_row(line: bytes, where: str) -> Row:
     """One line of stories.jsonl. Raises StoryError that names the file, the line, and what is wrong with it."""
+    if len(line) > MAX_ROW:
+        raise StoryError(f"{where}: the row is longer than {MAX_ROW:,} bytes")
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoryError(f"{where}: not JSON ({error}); run download_data.py again") from None
     panels = (row.get("panels") or [dict(row, text=row.get("story"))]) if isinstance(row, dict) else None
     if panels is None:
@@ -321,38 +356,98 @@ def parse_row(line: str, where: str) -> Row:
             (f"panels[{number}].image_path", panel.get("image_path")),
         ]
     for name, value in wanted:
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not value.strip() or SURROGATE.search(value):
             raise StoryError(f"{where}: {name} must be text that is not empty, got {str(value)[:40]!r}")
+    for panel in panels:
+        check_image_path(panel["image_path"], where)
     panels = tuple(Panel(panel["text"], panel["image_path"]) for panel in panels)
-    return Row(row["prompt"], row["story"], panels, where, row.get("factors") or {})
+    factors = row.get("factors") or {}
+    if not isinstance(factors, dict) or not all(isinstance(value, str) for value in factors.values()):
+        raise StoryError(f"{where}: factors must be names with texts, got {str(factors)[:40]!r}")
+    return Row(row["prompt"], row["story"], panels, where, factors)
 
 
-def read_rows(data_root: str, split: str, limit: int = 0) -> list[Row]:
+def check_image_path(path: str, where: str) -> None:
+    """Data come from elsewhere: a path in them may name files below the split's folder and no others."""
+    parts = path.replace("\\", "/").split("/")
+    if "\0" in path or ".." in parts or not parts[0] or re.match("[A-Za-z]:", path):
+        raise StoryError(f"{where}: image_path must name a file below the split's folder, got {path[:60]!r}")
+
+
+def digest_of(rows: list[Row]) -> str:
+    """sha256 of what the rows say: the data's name in a checkpoint."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr((row.prompt, row.story, row.panels)).encode())
+    return digest.hexdigest()
+
+
+def read_rows(data_root: str, split: str, limit: int = 0, skip_bad: bool = False) -> list[Row]:
+    """The first `limit` rows of a split (0: all). A bad row stops with its line; with `skip_bad` it is told, and the
+    number of such rows at the end."""
     path = Path(data_root) / split / "stories.jsonl"
     if not path.is_file():
         raise StoryError(f"{path} does not exist: make it with download_data.py (--source storyworld needs no network)")
-    rows = []
-    with open(path, "rb") as lines:  # bytes: a line that is not UTF-8 is named as well
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                rows.append(parse_row(line, f"{path}:{number}"))
-            if limit and len(rows) == limit:
-                break
+    rows, skipped = [], 0
+    for number, line in enumerate(lines_of(path), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(parse_row(line, f"{path}:{number}"))
+        except StoryError as error:
+            if not skip_bad:
+                raise
+            say(f"skipped: {error}")
+            skipped += 1
+        if limit and len(rows) == limit:
+            break
     if not rows:
         raise StoryError(f"{path} holds no stories: run download_data.py again")
+    if skipped:
+        say(f"{path}: {skipped} rows skipped")
     return rows
 
 
-def load_picture(path: Path, resolution: int, where: str) -> Tensor:
-    """The picture's centre square, (3, R, R) float32 in [-1, 1]: the range of Stable Diffusion's autoencoder."""
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a file as bytes, without a byte order mark; of a line that is too long for a row, its start."""
+    with open(path, "rb") as file:
+        start = file.read(len(codecs.BOM_UTF8))
+        file.seek(0 if start != codecs.BOM_UTF8 else len(start))
+        while line := file.readline(MAX_ROW + 1):
+            yield line
+            while len(line) > MAX_ROW and not line.endswith(b"\n"):
+                line = file.readline(MAX_ROW + 1)
+
+
+def load_picture(folder: Path, name: str, resolution: int, where: str) -> Tensor:
+    """The centre square of the picture folder/name, (3, R, R) float32 in [-1, 1], the range of Stable Diffusion's
+    autoencoder; upright, on white where it is transparent. A picture that lies elsewhere, behind a symbolic link, is
+    not opened."""
+    path = folder / name
     try:
-        with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
-            image = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise StoryError(f"{where}: {path} leads out of {folder}: copy the picture there")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
+                image = on_white(ImageOps.exif_transpose(image))
+    except StoryError:
+        raise
+    except Exception as error:  # damaged bytes make Pillow's parsers raise almost anything
         raise StoryError(f"{where}: {path}: not a readable JPEG, PNG or WebP picture ({error})") from None
     image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(resolution, resolution, 3)
     return pixels.permute(2, 0, 1).float() / 127.5 - 1  # (3, R, R)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Any picture as RGB: 16 bits become 8, and what is transparent shows white."""
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 class StoryDataset(Dataset):
@@ -374,17 +469,22 @@ class StoryDataset(Dataset):
         item = dict(index=index, tokens=tokens[: self.max_tokens], cut=len(tokens) > self.max_tokens)
         if with_picture:
             item["text"], item["picture"] = panel.text, panel.image_path
-            item["pixels"] = load_picture(self.folder / panel.image_path, self.resolution, row.where)
+            try:
+                item["pixels"] = load_picture(self.folder, panel.image_path, self.resolution, row.where)
+            except StoryError as error:  # told by the trainer: a reader process can only fail with a traceback
+                item["problem"] = str(error)
         return item
 
 
 def collate(items: list[dict]) -> dict:
     """tokens (B, T) int64, padded at the right with 0; mask (B, T) bool; cut (B,) bool: the story was longer than T.
-    The first M items carry a picture: pixels (M, 3, R, R) float32, texts of length M."""
+    M items carry a picture: pixels (M, 3, R, R) float32, texts of length M, and `painted`, their places in the batch;
+    `problems` tells of pictures that could not be read."""
     length = max(len(item["tokens"]) for item in items)
     tokens = torch.tensor([item["tokens"] + [0] * (length - len(item["tokens"])) for item in items])  # (B, T)
     lengths = torch.tensor([len(item["tokens"]) for item in items])
-    painted = [item for item in items if "pixels" in item]
+    places = [place for place, item in enumerate(items) if "pixels" in item]
+    painted = [items[place] for place in places]
     return dict(
         index=[item["index"] for item in items],
         tokens=tokens,
@@ -392,6 +492,8 @@ def collate(items: list[dict]) -> dict:
         cut=torch.tensor([item["cut"] for item in items]),
         texts=[item["text"] for item in painted],
         pictures=[item["picture"] for item in painted],
+        painted=places,
+        problems=[item["problem"] for item in items if "problem" in item],
         pixels=torch.stack([item["pixels"] for item in painted]) if painted else None,
     )
 
@@ -448,6 +550,20 @@ def all_sum(x: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(x)
     return x
+
+
+def all_mean(x: Tensor) -> Tensor:
+    """The mean over all processes."""
+    return all_sum(x.clone()) / (dist.get_world_size() if dist.is_initialized() else 1)
+
+
+def largest(number: float, device) -> float:
+    """The largest of all processes' numbers."""
+    if not dist.is_initialized():
+        return number
+    x = torch.tensor(float(number), device=device)
+    dist.all_reduce(x, dist.ReduceOp.MAX)
+    return float(x)
 
 
 def gather_rows(x: Tensor) -> Tensor:
@@ -519,7 +635,7 @@ class VectorQuantizer(nn.Module):
         """(N, D) -> (N,) int64; of two codes at the same distance, the smaller. With `lengths` (N, K), what each code
         costs, the assignment is entropy-constrained (Chou et al. 1989): the smallest sum of squared distance, in units
         of its running mean, and cost."""
-        scores = self.codebook.square().sum(1) - 2 * x.float() @ self.codebook.T  # (N, K), squared distance - |x|^2
+        scores = self.codebook.square().sum(1) - 2 * x.to(self.codebook) @ self.codebook.T  # (N, K), |x - e|^2 - |x|^2
         if lengths is not None:
             scores = scores + self.distortion * lengths
         return scores.argmin(1)
@@ -535,7 +651,7 @@ class VectorQuantizer(nn.Module):
 
         A batch with a NaN or an infinity anywhere is left out whole: it would stay in the averages for good.
         """
-        x = x.float()
+        x = x.to(self.codebook)
         nearest = self.nearest(x, lengths)
         distances = (x - self.codebook[nearest]).square().sum(1, keepdim=True)
         batch = torch.zeros(self.num_codes, 2 + x.shape[1], device=x.device)  # (K, 2 + D): all sums in one
@@ -558,11 +674,12 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         """Puts the codes on the k-means centres of encoder outputs x (N, D), the same on every process."""
-        centres, counts = kmeans(x.float(), self.num_codes, seeded(self.seed))
+        x = x.to(self.codebook)
+        centres, counts = kmeans(x, self.num_codes, seeded(self.seed))
         self.counts.copy_(counts.clamp(min=1))
         self.sums.copy_(centres * self.counts[:, None])
         self.codebook.copy_(centres)
-        self.distortion.copy_(torch.cdist(x.float(), centres).amin(1).square().mean())
+        self.distortion.copy_(torch.cdist(x, centres).amin(1).square().mean())
         self.updates.fill_(1)
 
     def revive(self, x: Tensor) -> None:
@@ -656,6 +773,7 @@ class StoryboardEncoder(nn.Module):
         self.word_loudness = nn.Embedding(len(rows), NUM_SLOTS)  # by what stands around it and by what word it is
         self.own_share = nn.Parameter(torch.tensor(0.1))  # how far a token may leave its chunk's vector
         self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.ema_decay, seed=config.seed)
+        self.seen: list[tuple[Tensor, Tensor | None]] = []  # outputs and lengths from which the codebook is to learn
         self.start_as_words(rows)
 
     @torch.no_grad()
@@ -711,23 +829,24 @@ class StoryboardEncoder(nn.Module):
         so that the votes of a chunk agree: a vote that splits spends bits on nothing."""
         scores = loudness.mT.masked_fill(~members, -torch.inf)  # (B, S, T)
         chunks = scores.softmax(-1) @ own  # (B, S, D)
-        shares = members.float() / members.sum(1, keepdim=True).clamp(min=1)  # (B, S, T)
+        shares = members.to(own) / members.sum(1, keepdim=True).clamp(min=1)  # (B, S, T)
         shared = shares.mT @ chunks  # (B, T, D): a token of several slots has the mean of theirs
         return shared + self.own_share * (own - shared)
 
     def forward(self, tokens: Tensor, embeds: Tensor, mask: Tensor, rate=None, learn: bool = False) -> Storyboard:
         """Stories of at least one token each; tokens and mask (B, T), embeds (B, T, E). `rate` maps codes (B, S) to
-        what each code would cost in their place (B, S, K). With `learn` the codebook takes one step. Until it has
-        started the vectors are the chunks' own, not quantised."""
+        what each code would cost in their place (B, S, K). With `learn` the outputs are kept for `step_codebook`.
+        Until the codebook has started the vectors are the chunks' own, not quantised."""
         members = chunk_members(mask)  # (B, S, T)
         slot = members.float().argmax(1)  # (B, T): the first slot that a token belongs to
         own, loudness = self.outputs(tokens, embeds, mask, slot)
         with torch.autocast(own.device.type, enabled=False):
-            return self.quantize(self.pool(own.float(), loudness.float(), members), mask, members, rate, learn)
+            own, loudness = (x.to(self.quantizer.codebook) for x in (own, loudness))  # float32
+            return self.quantize(self.pool(own, loudness, members), mask, members, rate, learn)
 
     def quantize(self, outputs: Tensor, mask: Tensor, members: Tensor, rate, learn: bool) -> Storyboard:
         if not self.quantizer.updates:
-            shares = members / members.sum(-1, keepdim=True)  # (B, S, T)
+            shares = members.to(outputs) / members.sum(-1, keepdim=True)  # (B, S, T)
             nothing = torch.zeros(members.shape[:2], dtype=torch.int64, device=outputs.device)
             return Storyboard(nothing, shares @ outputs, shares.sum(-1), outputs.new_zeros(()))
         x, lengths = outputs[mask].detach(), None  # (N, D), the tokens of all stories
@@ -737,12 +856,20 @@ class StoryboardEncoder(nn.Module):
             lengths = rate(codes).gather(1, slot[..., None].expand(-1, -1, self.quantizer.num_codes))[mask]  # (N, K)
             codes, share, nearest = self.vote(x, mask, members, lengths)
         if learn:
-            self.quantizer.update(x, lengths)
-        voters = (members & (nearest[:, None] == codes[..., None])).float()  # (B, S, T)
+            self.seen.append((x, lengths))
+        voters = (members & (nearest[:, None] == codes[..., None])).to(outputs)  # (B, S, T)
         mean = voters @ outputs / voters.sum(-1, keepdim=True)  # (B, S, D): the outputs that voted for the winner
         vectors = self.quantizer.look_up(codes)  # (B, S, D)
         commitment = F.mse_loss(outputs[mask], self.quantizer.look_up(nearest[mask]))
         return Storyboard(codes, vectors + (mean - mean.detach()), share, commitment)
+
+    def step_codebook(self) -> None:
+        """One step of the codebook on all outputs since the last: after the optimizer's, so that a step which is
+        skipped or refused leaves the codebook as it was."""
+        if self.seen:
+            x, lengths = zip(*self.seen)
+            self.quantizer.update(torch.cat(x), None if lengths[0] is None else torch.cat(lengths))
+        self.seen = []
 
     def vote(self, x: Tensor, mask: Tensor, members: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Winning codes (B, S), their shares (B, S), and each token's own code (B, T)."""
@@ -788,7 +915,7 @@ class Prior(nn.Module):
         length = shifted.shape[1]
         hidden = self.code(shifted) + self.position.weight[:length]  # (B, L, width)
         causal = nn.Transformer.generate_square_subsequent_mask(length, device=codes.device)
-        return self.to_logits(self.layers(hidden, mask=causal, is_causal=True)).float()  # (B, L, K)
+        return self.to_logits(self.layers(hidden, mask=causal, is_causal=True)).to(self.to_logits.weight)  # (B, L, K)
 
     def nll(self, codes: Tensor) -> Tensor:
         """-log p_theta(z) of each storyboard: (B, S) -> (B,), nats."""
@@ -914,7 +1041,8 @@ class LanguageModel:
         if cut is not None:
             end = end.masked_fill(cut, -100)
         targets = targets.scatter(1, lengths[:, None], end[:, None])
-        losses = F.cross_entropy(logits[:, soft_tokens:].float().mT, targets, ignore_index=-100, reduction="none")
+        logits = logits[:, soft_tokens:].to(torch.promote_types(logits.dtype, torch.float32))  # (B, T + 1, V)
+        losses = F.cross_entropy(logits.mT, targets, ignore_index=-100, reduction="none")
         return losses.sum(1)
 
     @torch.no_grad()
@@ -1239,7 +1367,8 @@ class StoryModel(nn.Module):
         return self.backbones[1]
 
     def encode(self, tokens: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
-        return self.encoder(tokens, self.lm.embed(tokens).float(), mask, self.rate, learn)
+        embeds = self.lm.embed(tokens).to(self.encoder.quantizer.codebook)
+        return self.encoder(tokens, embeds, mask, self.rate, learn)
 
     @torch.no_grad()
     def rate(self, codes: Tensor) -> Tensor:
@@ -1282,10 +1411,10 @@ class StoryModel(nn.Module):
         config, lm = self.config, self.lm
         tokens, mask, cut = (batch[key].to(lm.device) for key in ("tokens", "mask", "cut"))
         storyboard = self.encode(tokens, mask, learn=self.training)
-        # one pass of the language model: the batch with its storyboards, an eighth of it with the constant prompt
-        eighth = -(-len(tokens) // 8)
-        constant = self.soft_prompt.constant.expand(eighth, -1, -1)
-        rows = torch.cat([torch.arange(len(tokens)), torch.arange(eighth)])
+        # one pass of the language model: the batch with its storyboards, every eighth story with the constant prompt
+        eighth = torch.arange(0, len(tokens), 8)
+        constant = self.soft_prompt.constant.expand(len(eighth), -1, -1)
+        rows = torch.cat([torch.arange(len(tokens)), eighth])
         soft = torch.cat([self.soft_prompt(storyboard.vectors), constant])
         nll = lm.nll(soft, tokens[rows], mask[rows], cut[rows])
         text_nll, constant_nll = nll[: len(tokens)].mean(), nll[len(tokens) :].mean()
@@ -1293,7 +1422,9 @@ class StoryModel(nn.Module):
         diffusion_nll = self.diffusion_nll(batch, storyboard.vectors, noise)
         started = bool(self.encoder.quantizer.updates)  # before that there are no codes for the prior to learn
         bound = text_nll + constant_nll + (config.beta_kl if started else 0.0) * latent_nll
-        total = bound / mask.sum(1).float().mean() + config.commitment_weight * storyboard.commitment
+        length = mask.sum(1).to(bound).mean()  # tokens of a story
+        # per token of all processes' stories: several processes train as one would with the joined batch
+        total = (bound + config.commitment_weight * storyboard.commitment * length) / all_mean(length)
         if batch["pixels"] is not None:
             total = total + config.diffusion_weight * diffusion_nll
         return Losses(
@@ -1330,14 +1461,14 @@ class StoryModel(nn.Module):
         return torch.cat([self.encode(*self.tokenize(batch)[:2]).codes for batch in batches])
 
     def diffusion_nll(self, batch: dict, vectors: Tensor, noise: torch.Generator) -> Tensor:
-        """The denoising error of the batch's M pictures, those of its first M stories; NaN without any. Where the
+        """The denoising error of the batch's M pictures; NaN without any. Where the
         painter is conditioned on the text alone, which nothing here trains, the term is a monitor."""
         diffusion = self.diffusion
         if diffusion is None or batch["pixels"] is None:
             return torch.full((), math.nan, device=self.lm.device)
         latents = diffusion.encode_pictures(batch["pixels"], batch["pictures"])
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.image_condition is not None):
-            condition = self.condition(batch["texts"], vectors[: len(latents)])
+            condition = self.condition(batch["texts"], vectors[batch["painted"]])
             return diffusion.nll(latents, *condition, noise).mean()
 
 
@@ -1348,11 +1479,18 @@ class StoryModel(nn.Module):
 # ------------------------------------------------------------------------------------------------------------------
 
 CHECKPOINT_KEYS = ("config", "step", "model", "backbones")
-RESUME_KEYS = ("optimizer", "lr_scheduler", "scaler")
+RESUME_KEYS = ("optimizer", "lr_scheduler", "scaler", "position", "data")
+FREE_TO_CHANGE = {  # where a run goes on; all other settings of train make it another run
+    "preset", "data_root", "output_dir", "max_train_samples", "max_val_samples", "dataloader_num_workers",
+    "gradient_checkpointing", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint",
+    "validation_steps", "logging_steps", "validation_prompt", "override", "skip_bad_rows", "temperature", "top_p",
+    "max_new_tokens", "num_inference_steps", "guidance_scale", "eval_batch_size", "debug",
+}  # fmt: skip
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Writes beside the target, forces the bytes to the disk, reads them back, and only then takes the name."""
+    """Writes beside the target, forces the bytes to the disk, reads them back, and only then takes the name. Where
+    that fails, nothing is left of it and an older file of the name stays."""
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
@@ -1361,11 +1499,26 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
             os.fsync(file.fileno())
         check_archive(part)
         os.replace(part, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # the name, too, is on the disk
+        os.close(folder)
     except (OSError, RuntimeError) as error:
-        raise StoryError(f"{path} cannot be written: {error}") from error
+        needed = sum(tensor.nbytes for tensor in tensors_in(checkpoint)) / 1e6
+        free = shutil.disk_usage(path.parent).free / 1e6 if path.parent.is_dir() else 0.0
+        reason = f"{needed:.1f} MB needed, {free:.1f} MB free; {str(error).splitlines()[0]}"
+        raise StoryError(f"{path} cannot be written: {reason}") from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def tensors_in(value) -> Iterator[Tensor]:
+    """All tensors in dictionaries and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(part)
 
 
 def check_archive(path: Path) -> None:
@@ -1392,12 +1545,30 @@ def load_checkpoint(path: str | Path, needed: tuple = CHECKPOINT_KEYS) -> dict:
         except Exception as error:
             raise StoryError(f"{path} is not one of this program's checkpoints ({type(error).__name__})", 2) from None
     missing = [key for key in needed if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if not missing and needed != CHECKPOINT_KEYS:
+        missing = [f"config.{name}" for name in fixed_settings() if name not in checkpoint["config"]]
     if missing:
         raise StoryError(f"{path} lacks {', '.join(missing)}: it cannot be used for this", 2)
     fields = {f.name for f in dataclasses.fields(Config)}
     checkpoint["config"] = Config(**{name: value for name, value in checkpoint["config"].items() if name in fields})
     checkpoint["path"] = str(path)
     return checkpoint
+
+
+def fixed_settings() -> list[str]:
+    """The settings that a run keeps from its first step to its last."""
+    fields = (f for f in dataclasses.fields(Config) if "train" in f.metadata["commands"])
+    return [f.name for f in fields if f.name not in FREE_TO_CHANGE]
+
+
+def newest_readable(folder: Path, found: list[Path]) -> dict:
+    """The newest of the checkpoints, oldest first, from which a run can go on; the damaged ones are told."""
+    for path in reversed(found):
+        try:
+            return load_checkpoint(path, CHECKPOINT_KEYS + RESUME_KEYS)
+        except StoryError as error:
+            say(f"--resume_from_checkpoint latest: {error}; trying the one before it")
+    raise StoryError(f"--resume_from_checkpoint latest: none of the checkpoints in {folder} can be read", 2)
 
 
 def find_checkpoint(name: str) -> Path:
@@ -1476,17 +1647,6 @@ def load_export(path: Path) -> dict:
         raise StoryError(f"{path.parent} is not a folder that export wrote ({error})", 2) from None
 
 
-def prepare_folder(folder: Path, flag_name: str) -> None:
-    """Finds out in the first second, not at the first checkpoint, that a folder cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise StoryError(f"--{flag_name} {folder} cannot be written: {error}") from error
-
-
 def list_checkpoints(folder: Path) -> list[Path]:
     """ckpt_STEP.pt of a folder, oldest first."""
     found = [
@@ -1497,11 +1657,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def rotate_checkpoints(folder: Path, limit: int) -> None:
-    """Deletes the oldest beyond the limit, once the newest is safely written; two at least are kept."""
+def rotate_checkpoints(folder: Path, limit: int, resumed_from: str = "") -> None:
+    """Deletes the oldest beyond the limit, once the newest is safely written; two at least are kept, and the one that
+    the run went on from."""
     if limit:
         for path in list_checkpoints(folder)[: -max(limit, 2)]:
-            path.unlink()
+            if str(path) != resumed_from:
+                path.unlink()
 
 
 def load_model(checkpoint: dict, config: Config, device, dtype: torch.dtype, paints: bool = True) -> StoryModel:
@@ -2094,7 +2256,7 @@ def measure_pictures(
         batch = range(start, min(start + size, len(rows)))
         panels = [rows[i].panels[i % len(rows[i].panels)] for i in batch]
         pixels = [
-            load_picture(folder / panel.image_path, diffusion.resolution, rows[i].where)
+            load_picture(folder, panel.image_path, diffusion.resolution, rows[i].where)
             for i, panel in zip(batch, panels)
         ]
         latents = diffusion.encode_pictures(torch.stack(pixels), [panel.image_path for panel in panels])
@@ -2405,13 +2567,6 @@ def make_optimizer(model: StoryModel, config: Config) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.adam_weight_decay)
 
 
-def check_finite(losses: Losses, step: int, rows: list[str]) -> None:
-    if not torch.isfinite(losses.total):
-        terms = ", ".join(f"{name} {float(value):.4g}" for name, value in losses._asdict().items())
-        where = ", ".join(rows)
-        raise StoryError(f"step {step}: the loss is not finite ({terms}); stopped before the update; rows {where}")
-
-
 class StopSignal:
     """SIGTERM or SIGINT: the step in hand is finished and saved. A second signal stops at once."""
 
@@ -2457,8 +2612,9 @@ class Trainer:
         from diffusers.optimization import get_scheduler
 
         self.config, self.folder = config, Path(config.output_dir)
-        self.rows = read_rows(config.data_root, "train", config.max_train_samples)
-        self.held_out = read_rows(config.data_root, "val", config.max_val_samples)
+        self.rows = read_rows(config.data_root, "train", config.max_train_samples, config.skip_bad_rows)
+        self.held_out = read_rows(config.data_root, "val", config.max_val_samples, config.skip_bad_rows)
+        self.data = dict(stories=len(self.rows), sha256=digest_of(self.rows))
         device, dtype = pick_device()
         self.accelerator = Accelerator(
             mixed_precision=precision_for(config, device.type),
@@ -2477,6 +2633,7 @@ class Trainer:
         # neither the schedule, which would run as many times too fast as there are processes, nor anything frozen
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.step, self.micro_step, self.grad_norm = 0, 0, 0.0
+        self.position, self.skipped, self.resumed_from = 0, 0, ""  # stories read, pictures left out
         self.resume()
         self.writer = None
         if self.accelerator.is_main_process:
@@ -2511,10 +2668,9 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         pictures = config.diffusion_stories or config.train_batch_size
         ranks = dict(rank=accelerator.process_index, ranks=accelerator.num_processes)
-        position = self.step * self.stories_per_step
         if self.model.image_condition is None:  # a monitor is worth its time where it is logged
             ranks["every"] = config.logging_steps * config.gradient_accumulation_steps
-        batches = StoryBatches(len(self.rows), config.train_batch_size, pictures, config.seed, position, **ranks)
+        batches = StoryBatches(len(self.rows), config.train_batch_size, pictures, config.seed, self.position, **ranks)
         lm, diffusion, folder = self.model.lm, self.model.diffusion, Path(config.data_root) / "train"
         sizes = (self.model.max_tokens, diffusion.resolution)
         return DataLoader(
@@ -2538,20 +2694,27 @@ class Trainer:
         for batch in self.loader() if self.step < config.max_train_steps else ():
             if self.step >= config.quantizer_warmup_steps and not self.model.encoder.quantizer.updates:
                 self.model.start_codebook(self.stories)
+            self.tell(batch["problems"])
             with accelerator.accumulate(self.prepared):
                 losses = self.prepared(batch, self.noise())
-                check_finite(losses, self.step + 1, [self.rows[index].where for index in batch["index"]])
+                self.check_finite("loss", float(losses.total.detach()), losses, batch)
                 accelerator.backward(losses.total)
                 if accelerator.sync_gradients:
                     self.grad_norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+                    if not accelerator.scaler:  # which skips a step that overflowed, and halves its scale
+                        self.check_finite("gradient", self.grad_norm, losses, batch)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             self.micro_step += 1
             if not accelerator.sync_gradients:
                 continue
-            if not accelerator.optimizer_step_was_skipped:
+            if accelerator.optimizer_step_was_skipped:
+                self.model.encoder.seen = []
+            else:
+                self.model.encoder.step_codebook()
                 self.schedule.step()
             self.step += 1
+            self.position += self.stories_per_step
             progress.update()
 
             done = self.step == config.max_train_steps
@@ -2559,20 +2722,42 @@ class Trainer:
                 self.log(losses, progress)
             if done:
                 fit_prior(self.model, self.stories, config)
-            if done or self.step % config.validation_steps == 0:
+            stopped = int(largest(stop.number, accelerator.device))  # a signal to one process stops all
+            if not stopped and (done or self.step % config.validation_steps == 0):
                 self.validate()
-            if done or self.step % config.checkpointing_steps == 0 or stop.number:
+            if done or self.step % config.checkpointing_steps == 0 or stopped:
                 self.save()
-            if stop.number:
-                name = signal.Signals(stop.number).name
+            if stopped:
+                name = signal.Signals(stopped).name
                 again = "go on with --resume_from_checkpoint latest"
-                raise StoryError(f"stopped by {name} after step {self.step}; {again}", 128 + stop.number)
+                raise StoryError(f"stopped by {name} after step {self.step}; {again}", 128 + stopped)
             if done:
                 break
         progress.close()
         if self.writer:
             self.writer.close()
         return self.model.eval()
+
+    def tell(self, problems: list[str]) -> None:
+        """Pictures that could not be read: the first ends the run, unless --skip_bad_rows has them left out."""
+        if problems and not self.config.skip_bad_rows:
+            raise StoryError(f"{problems[0]}; --skip_bad_rows goes on without such rows")
+        for problem in problems:
+            self.skipped += 1
+            say(f"skipped, {self.skipped} so far: {problem}")
+
+    def check_finite(self, what: str, value: float, losses: Losses, batch: dict) -> None:
+        """Stops every process before the update if the value is not finite on one of them."""
+        fine = math.isfinite(value)
+        if not largest(not fine, self.accelerator.device):
+            return
+        message = f"step {self.step + 1}: the {what} is not finite"
+        if fine:
+            raise StoryError(f"{message} on another process; stopped before the update")
+        terms = ", ".join(f"{name} {float(term):.4g}" for name, term in losses._asdict().items())
+        rate = self.schedule.get_last_lr()[0]
+        where = ", ".join(self.rows[index].where for index in batch["index"])
+        raise StoryError(f"{message} ({terms}; learning rate {rate:.4g}); stopped before the update; rows {where}")
 
     def noise(self) -> torch.Generator:
         """A function of the step, so that a resumed run draws what an unbroken one would have drawn."""
@@ -2652,19 +2837,26 @@ class Trainer:
                 optimizer=self.optimizer.state_dict(),
                 lr_scheduler=self.schedule.state_dict(),
                 scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
+                position=self.position,
+                data=self.data,
             ),
         )
-        rotate_checkpoints(self.folder, self.config.checkpoints_total_limit)
+        rotate_checkpoints(self.folder, self.config.checkpoints_total_limit, self.resumed_from)
         say(f"step {self.step}: saved {path}")
 
     def resume(self) -> None:
-        """Puts everything back to where --resume_from_checkpoint was; the place in the data follows from its step."""
+        """Puts everything back to where --resume_from_checkpoint was. There are no states of random generators: each
+        draw is keyed by the seed and the step."""
         wanted, found = self.config.resume_from_checkpoint, list_checkpoints(self.folder)
         if wanted == "latest" and not found:
             say(f"--resume_from_checkpoint latest: no ckpt_STEP.pt in {self.folder}, starting from step 0")
         if not wanted or (wanted == "latest" and not found):
             return
-        checkpoint = load_checkpoint(found[-1] if wanted == "latest" else wanted, CHECKPOINT_KEYS + RESUME_KEYS)
+        if wanted == "latest":
+            checkpoint = newest_readable(self.folder, found)
+        else:
+            checkpoint = load_checkpoint(wanted, CHECKPOINT_KEYS + RESUME_KEYS)
+        self.check_same_run(checkpoint)
         try:
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -2674,8 +2866,23 @@ class Trainer:
         self.schedule.load_state_dict(checkpoint["lr_scheduler"])
         if self.accelerator.scaler and checkpoint["scaler"]:
             self.accelerator.scaler.load_state_dict(checkpoint["scaler"])
-        self.step = checkpoint["step"]
+        self.step, self.position, self.resumed_from = (checkpoint[key] for key in ("step", "position", "path"))
         say(f"resumed from {checkpoint['path']}")
+
+    def check_same_run(self, checkpoint: dict) -> None:
+        """A run goes on with the settings and the stories it began with, unless --override insists."""
+        there, here = (dataclasses.asdict(config) for config in (checkpoint["config"], self.config))
+        changed = [f"{name} {there[name]!r} there, {here[name]!r} here" for name in fixed_settings()
+                   if there[name] != here[name]]  # fmt: skip
+        if checkpoint["data"] != self.data:
+            named = (f"{data['stories']} stories with sha256 {data['sha256'][:12]}" for data in
+                     (checkpoint["data"], self.data))  # fmt: skip
+            changed.append("data {} there, {} here".format(*named))
+        if changed and not self.config.override:
+            reason = "; ".join(changed)
+            raise StoryError(f"{checkpoint['path']} is of another run: {reason}; --override goes on all the same", 2)
+        for change in changed:
+            say(f"--override: {change}")
 
 
 def train(config: Config) -> StoryModel:
@@ -2690,6 +2897,7 @@ def train(config: Config) -> StoryModel:
 
 
 def main(argv: list[str] | None = None) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     command, config, given = parse_args(sys.argv[1:] if argv is None else argv)
     quiet_libraries()
     if command == "train":
@@ -2717,11 +2925,21 @@ def quiet_libraries() -> None:
     diffusers_logging.disable_progress_bar()
 
 
-if __name__ == "__main__":
+def run(argv: list[str] | None = None) -> int:
+    """main, with the exit status: an error is one line, and its traceback is for --debug."""
     try:
-        main()
-    except StoryError as error:
-        say(f"error: {error}")
-        sys.exit(error.code)
+        main(argv)
+        return 0
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
+    except Exception as error:  # a StoryError is meant for the user, any other is a fault of the program or the machine
+        if "--debug" in (sys.argv if argv is None else argv):
+            raise
+        told = str(error).strip().partition("\n")[0]
+        hint = "" if isinstance(error, StoryError) else f" ({type(error).__name__}; --debug shows where)"
+        say(f"error: {told}{hint}")
+        return error.code if isinstance(error, StoryError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -5,6 +5,7 @@ import json
 import random
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,32 @@ torch.set_num_threads(1)
 CPU = torch.device("cpu")
 VOCABULARY = "the a small red blue fox owl found lost key star in forest sea and was happy sad then friend came home"
 WORDS = VOCABULARY.split()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "check(name): a line of the robustness table, which `pytest -m check` prints")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in item.iter_markers("check"):
+            item.user_properties.append(("check", mark.args[0]))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """The table of `pytest -m check`: what was tried, how often, and how often it passed."""
+    if config.option.markexpr != "check":
+        return
+    tried, passed = Counter(), Counter()
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            noted = dict(report.user_properties)
+            if "check" in noted and (report.when == "call" or outcome == "error"):
+                tried[noted["check"]] += noted.get("tried", 1)
+                passed[noted["check"]] += noted.get("tried", 1) * (outcome == "passed")
+    terminalreporter.write_line("\n| check | tried | passed |\n|---|---|---|")
+    for name, count in tried.items():
+        terminalreporter.write_line(f"| {name} | {count} | {passed[name]} |")
 
 
 def make_stories(count: int, seed: int = 0) -> list[str]:

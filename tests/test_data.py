@@ -62,6 +62,10 @@ def test_no_file_and_no_rows_say_what_to_do(tmp_path):
 # Pictures
 
 
+def load(path, resolution: int, where: str = "row"):
+    return sgm.load_picture(path.parent, path.name, resolution, where)
+
+
 def picture_file(tmp_path, mode: str, kind: str, **options):
     """Left half red, right half blue."""
     image = Image.new("RGB", (60, 40), (255, 0, 0))
@@ -76,7 +80,7 @@ def picture_file(tmp_path, mode: str, kind: str, **options):
                    ("LA", "PNG"), ("1", "PNG"), ("RGB", "WEBP")],
 )  # fmt: skip
 def test_every_kind_of_picture_becomes_the_centre_square(tmp_path, mode, kind):
-    pixels = sgm.load_picture(picture_file(tmp_path, mode, kind), 16, "row")
+    pixels = load(picture_file(tmp_path, mode, kind), 16)
     assert pixels.shape == (3, 16, 16) and pixels.dtype == torch.float32
     assert pixels.min() >= -1 and pixels.max() <= 1
     if mode in ("RGB", "RGBA", "P", "CMYK"):
@@ -88,13 +92,13 @@ def test_every_kind_of_picture_becomes_the_centre_square(tmp_path, mode, kind):
 def test_black_and_white_reach_both_ends_of_the_range(tmp_path):
     for colour, value in ((0, -1.0), (255, 1.0)):
         Image.new("RGB", (20, 20), (colour,) * 3).save(tmp_path / "x.png")
-        assert torch.equal(sgm.load_picture(tmp_path / "x.png", 8, "row"), torch.full((3, 8, 8), value))
+        assert torch.equal(load(tmp_path / "x.png", 8), torch.full((3, 8, 8), value))
 
 
 def test_a_camera_s_rotation_is_undone(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    pixels = sgm.load_picture(picture_file(tmp_path, "RGB", "JPEG", exif=exif), 16, "row")
+    pixels = load(picture_file(tmp_path, "RGB", "JPEG", exif=exif), 16)
     assert pixels[2, 8, :6].min() > 0.8  # blue has come to the left
 
 
@@ -119,12 +123,12 @@ def damaged_pictures():
 def test_a_damaged_picture_is_named_with_its_row(tmp_path, name):
     (tmp_path / "x.jpg").write_bytes(damaged_pictures()[name])
     with pytest.raises(sgm.StoryError, match=r"stories\.jsonl:7.*x\.jpg"):
-        sgm.load_picture(tmp_path / "x.jpg", 16, "stories.jsonl:7")
+        load(tmp_path / "x.jpg", 16, "stories.jsonl:7")
 
 
 def test_a_missing_picture_is_named_with_its_row(tmp_path):
     with pytest.raises(sgm.StoryError, match=r"stories\.jsonl:7.*gone\.png"):
-        sgm.load_picture(tmp_path / "gone.png", 16, "stories.jsonl:7")
+        load(tmp_path / "gone.png", 16, "stories.jsonl:7")
 
 
 # Items and batches
@@ -144,7 +148,7 @@ def test_the_panel_is_a_function_of_seed_epoch_and_index(dataset):
         item = dataset[0, index, True]
         panel = next(panel for panel in dataset.rows[index].panels if panel.image_path == item["picture"])
         assert item["text"] == panel.text
-        assert torch.equal(item["pixels"], sgm.load_picture(dataset.folder / panel.image_path, 16, ""))
+        assert torch.equal(item["pixels"], sgm.load_picture(dataset.folder, panel.image_path, 16, ""))
 
 
 def test_a_story_beyond_the_context_is_cut_and_marked(dataset):

@@ -124,11 +124,9 @@ def test_a_padded_story_has_the_storyboard_it_has_alone(model):
 
 def test_padding_never_enters_the_codebook(model):
     tokens, mask, _ = model.tokenize(["The fox.", *make_stories(3, seed=3)])
-    seen = []
-    model.encoder.quantizer.update = lambda x, lengths: seen.append(x)
     model.encode(tokens, mask, learn=True)
-    del model.encoder.quantizer.update
-    assert len(seen[0]) == mask.sum() < mask.numel() and not seen[0].requires_grad
+    ((seen, _),) = model.encoder.seen
+    assert len(seen) == mask.sum() < mask.numel() and not seen.requires_grad
     embeds = model.lm.embed(tokens)
     clean = model.encode(tokens, mask)
     dirty = model.encoder(tokens, embeds.masked_fill(~mask[..., None], 50.0), mask)
@@ -140,9 +138,12 @@ def test_the_codebook_learns_only_when_asked(model):
     tokens, mask, _ = model.tokenize(make_stories(4))
     before = model.encoder.quantizer.codebook.clone()
     model.encode(tokens, mask)
+    model.encoder.step_codebook()
     assert torch.equal(before, model.encoder.quantizer.codebook)
     model.encode(tokens, mask, learn=True)
-    assert not torch.equal(before, model.encoder.quantizer.codebook)
+    assert torch.equal(before, model.encoder.quantizer.codebook)  # not before the step is known to be good
+    model.encoder.step_codebook()
+    assert not torch.equal(before, model.encoder.quantizer.codebook) and not model.encoder.seen
 
 
 def test_before_the_start_the_vectors_are_the_chunks_means(config, lm):

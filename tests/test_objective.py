@@ -47,12 +47,20 @@ def test_before_the_codebook_starts_the_prior_and_the_codebook_wait(config, lm, 
     assert losses.commitment == 0 and model.encoder.to_code.weight.grad.any()
 
 
-def test_started_the_codebook_steps_once_a_batch_in_train_mode_alone(model, batch):
-    before = int(model.encoder.quantizer.updates)
+def test_the_codebook_steps_once_on_all_batches_seen_in_train_mode(model, batch):
+    quantizer = model.encoder.quantizer
+    before = int(quantizer.updates)
     model(batch, sgm.seeded(0))
-    assert int(model.encoder.quantizer.updates) == before
-    model.train()(batch, sgm.seeded(0))
-    assert int(model.encoder.quantizer.updates) == before + 1
+    model.encoder.step_codebook()
+    assert int(quantizer.updates) == before
+    model.train()
+    for _ in range(2):
+        model(batch, sgm.seeded(0))
+    counts = quantizer.counts.clone()
+    model.encoder.step_codebook()
+    assert int(quantizer.updates) == before + 1
+    total = torch.lerp(counts.sum(), 2.0 * batch["mask"].sum(), 1 - quantizer.decay)
+    torch.testing.assert_close(quantizer.counts.sum(), total)
 
 
 @torch.no_grad()

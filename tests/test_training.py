@@ -108,8 +108,11 @@ def test_resuming_with_another_shape_is_refused(trained, tmp_path):
     changed = dataclasses.replace(
         trained, num_codes=9, output_dir=str(tmp_path), resume_from_checkpoint=path, max_train_steps=4
     )
-    with pytest.raises(sgm.StoryError, match=r"ckpt_3\.pt was made with another configuration") as error:
+    with pytest.raises(sgm.StoryError, match=r"ckpt_3\.pt is of another run: .*num_codes 8 there, 9 here") as error:
         sgm.train(changed)
+    assert error.value.code == 2
+    with pytest.raises(sgm.StoryError, match=r"ckpt_3\.pt was made with another configuration") as error:
+        sgm.train(dataclasses.replace(changed, override=True))
     assert error.value.code == 2
 
 

@@ -62,7 +62,7 @@ def main() -> None:
             vectors = model.encoder.quantizer.look_up(model.codes_of([rows[number].story for number, _ in part]))
             texts = [panel.text for _, panel in part]
             pixels = [
-                sgm.load_picture(Path(arguments.data_root, "val", panel.image_path), model.diffusion.resolution, "")
+                sgm.load_picture(Path(arguments.data_root, "val"), panel.image_path, model.diffusion.resolution, "")
                 for _, panel in part
             ]
             latents = model.diffusion.encode_pictures(torch.stack(pixels), [panel.image_path for _, panel in part])
