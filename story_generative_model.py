@@ -279,6 +279,7 @@ import io
 import math
 import re
 import shutil
+import threading
 import time
 import unicodedata
 import warnings
@@ -2754,7 +2755,7 @@ class Trainer:
         message = f"step {self.step + 1}: the {what} is not finite"
         if fine:
             raise StoryError(f"{message} on another process; stopped before the update")
-        terms = ", ".join(f"{name} {float(term):.4g}" for name, term in losses._asdict().items())
+        terms = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in losses._asdict().items())
         rate = self.schedule.get_last_lr()[0]
         where = ", ".join(self.rows[index].where for index in batch["index"])
         raise StoryError(f"{message} ({terms}; learning rate {rate:.4g}); stopped before the update; rows {where}")
@@ -2888,7 +2889,12 @@ class Trainer:
 def train(config: Config) -> StoryModel:
     """Trains and returns the model; a signal, once the step is saved, raises StoryError with code 128 + its number."""
     prepare_folder(Path(config.output_dir), "output_dir")
-    return Trainer(config).fit()
+    trainer = Trainer(config)
+    try:
+        return trainer.fit()
+    except OSError as error:  # TensorBoard's, which does not say where
+        free = shutil.disk_usage(config.output_dir).free / 1e6
+        raise StoryError(f"--output_dir {config.output_dir} cannot be written: {error}; {free:.1f} MB free") from error
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -2927,6 +2933,7 @@ def quiet_libraries() -> None:
 
 def run(argv: list[str] | None = None) -> int:
     """main, with the exit status: an error is one line, and its traceback is for --debug."""
+    threading.excepthook = lambda error: None  # TensorBoard's writer: what fails there is raised at the next point
     try:
         main(argv)
         return 0

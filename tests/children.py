@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -57,10 +58,9 @@ def slow_steps() -> None:
     sgm.Trainer.noise = lambda self: (time.sleep(3), noise(self))[1]
 
 
-def small_files(megabytes: float = 0.05) -> None:
-    """No file can grow beyond the size of a small disk."""
-    size = int(megabytes * 1e6)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+def small_files(kilobytes: int) -> None:
+    """No file can grow beyond this, as on a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000 * kilobytes,) * 2)
 
 
 def double_precision() -> None:
@@ -69,7 +69,8 @@ def double_precision() -> None:
     torch.set_default_dtype(torch.float64)
 
 
-FAULTS = {"overflow": overflow_once, "slow": slow_steps, "small files": small_files, "double": double_precision}
+FAULTS = {"overflow": overflow_once, "slow": slow_steps, "double": double_precision}
+FAULTS |= {f"files of {size} kB": partial(small_files, size) for size in (3, 100)}
 
 
 def note_steps(log: Path, pulse) -> None:
@@ -96,9 +97,8 @@ def note_writes(log: Path) -> None:
     notes = os.open(f"{log}.writes.{os.environ.get('RANK', 0)}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 
     def hook(event: str, arguments: tuple):
-        if event == "open" and isinstance(arguments[0], str) and isinstance(arguments[1], str):
-            if set(arguments[1]) & set("wax+"):
-                os.write(notes, (arguments[0] + "\n").encode())
+        if event == "open" and isinstance(arguments[0], str) and set(arguments[1] or "") & set("wax+"):
+            os.write(notes, (arguments[0] + "\n").encode())
 
     sys.addaudithook(hook)
 
