@@ -170,7 +170,10 @@ class Config:
     def __post_init__(self):
         for f in dataclasses.fields(self):
             value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
-            choices = f.metadata["choices"]
+            choices, kind = f.metadata["choices"], type(f.default)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+            if not (number if kind is float else type(value) is kind):
+                raise StoryError(f"--{f.name} must be a {kind.__name__}, got {value!r:.40}", 2)
             if low is not None and not value >= low:
                 raise StoryError(f"--{f.name} must be at least {low:g}, got {value}", 2)
             if high is not None and not value <= high:
@@ -1299,7 +1302,7 @@ class SoftPrompt(nn.Module):
             nn.init.normal_(self.bent.weight, std=0.001)
             nn.init.zeros_(self.bent.bias)
         spots = torch.linspace(0, len(rows) - 1, NUM_SLOTS * self.per_slot).long()
-        self.constant = nn.Parameter(rows[spots].float().clone())
+        self.constant = nn.Parameter(rows[spots].to(torch.get_default_dtype(), copy=True))
 
     def forward(self, vectors: Tensor) -> Tensor:
         slots = self.slot.expand(len(vectors), -1, -1)
@@ -1546,12 +1549,17 @@ def load_checkpoint(path: str | Path, needed: tuple = CHECKPOINT_KEYS) -> dict:
         except Exception as error:
             raise StoryError(f"{path} is not one of this program's checkpoints ({type(error).__name__})", 2) from None
     missing = [key for key in needed if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if not missing and not isinstance(checkpoint["config"], dict):
+        raise StoryError(f"{path} is not one of this program's checkpoints: its config is no dictionary", 2)
     if not missing and needed != CHECKPOINT_KEYS:
         missing = [f"config.{name}" for name in fixed_settings() if name not in checkpoint["config"]]
     if missing:
         raise StoryError(f"{path} lacks {', '.join(missing)}: it cannot be used for this", 2)
     fields = {f.name for f in dataclasses.fields(Config)}
-    checkpoint["config"] = Config(**{name: value for name, value in checkpoint["config"].items() if name in fields})
+    try:
+        checkpoint["config"] = Config(**{name: value for name, value in checkpoint["config"].items() if name in fields})
+    except StoryError as error:
+        raise StoryError(f"{path} has a configuration that cannot be: {error}", 2) from None
     checkpoint["path"] = str(path)
     return checkpoint
 

@@ -10,6 +10,7 @@ seconds of import; their signals, files, exit statuses and process groups are re
 """
 
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
@@ -69,7 +70,12 @@ def double_precision() -> None:
     torch.set_default_dtype(torch.float64)
 
 
-FAULTS = {"overflow": overflow_once, "slow": slow_steps, "double": double_precision}
+def processor_with_bf16() -> None:
+    """torch imitates bf16 where the processor lacks it."""
+    sgm.cpu_has_bf16 = lambda: True
+
+
+FAULTS = {"bf16": processor_with_bf16, "overflow": overflow_once, "slow": slow_steps, "double": double_precision}
 FAULTS |= {f"files of {size} kB": partial(small_files, size) for size in (3, 100)}
 
 
@@ -92,6 +98,25 @@ def note_steps(log: Path, pulse) -> None:
     sgm.Trainer.noise, sgm.Trainer.check_finite = counted, noted
 
 
+def note_codebook(log: Path) -> None:
+    """How many codes each update revives, and at the end a hash of all trained weights."""
+    revive, fit, rank = sgm.VectorQuantizer.revive, sgm.Trainer.fit, os.environ.get("RANK", 0)
+
+    def counted(self, x):
+        before = self.sums.clone()
+        revive(self, x)
+        with open(f"{log}.revived.{rank}", "a") as file:
+            file.write(f"{int((self.sums != before).any(1).sum())}\n")
+
+    def hashed(self):
+        model = fit(self)
+        digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values()))
+        Path(f"{log}.weights.{rank}").write_text(digest.hexdigest())
+        return model
+
+    sgm.VectorQuantizer.revive, sgm.Trainer.fit = counted, hashed
+
+
 def note_writes(log: Path) -> None:
     """Every file that is opened for writing goes to the log."""
     notes = os.open(f"{log}.writes.{os.environ.get('RANK', 0)}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -111,6 +136,7 @@ def be_the_program(argv: list[str], log: Path, env: dict[str, str], fault: str, 
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     note_writes(log)
     note_steps(log, pulse)
+    note_codebook(log)
     sys.argv = [PROGRAM, *argv]
     if fault:
         FAULTS[fault]()
@@ -174,6 +200,7 @@ def together(argv: list[str], log: Path, count: int = 2, fault: str = "") -> lis
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = dict(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+    shared |= dict(OMP_NUM_THREADS="1")  # or accelerate sets as many as there are cores, for each of the processes
     return [
         Child(argv, Path(f"{log}{rank}"), fault, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
         for rank in range(count)
