@@ -44,6 +44,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -57,6 +58,7 @@ M3IT_RAW_FILE = "data/captioning/image_paragraph_captioning/image_paragraph_capt
 M3IT_SPLITS = {"train": "train", "val": "validation"}  # ours -> the parquet branch's
 M3IT_ROWS = {"train": 14_575, "val": 2_487}  # as published: for the progress bar, and a note where it differs
 M3IT_TEXT_KEYS = ("outputs", "output")  # parquet branch, raw files
+HUB_BUSY = {429, 500, 502, 503, 504}  # statuses
 M3IT_PICTURE_KEYS = ("image_base64_str", "image_str", "img_str", "image")
 
 WORLD_FOLDER = Path(__file__).resolve().parent / "assets" / "storyworld"
@@ -398,12 +400,27 @@ def open_m3it_raw(split: str, local_files_only: bool):
     from huggingface_hub import hf_hub_download
 
     name = M3IT_RAW_FILE.format(split)
-    path = hf_hub_download(M3IT_REPO, name, repo_type="dataset", local_files_only=local_files_only)
+    ask = functools.partial(hf_hub_download, M3IT_REPO, name, repo_type="dataset", local_files_only=local_files_only)
+    path = patiently(ask)
     blob, digest = Path(path).resolve(), sha256(path)
     # The cache calls a large file by the sha256 that the hub gave for it, and nobody else compares the two.
     if re.fullmatch("[0-9a-f]{64}", blob.name) and blob.name != digest:
         raise DataError(f"{blob} is damaged: its sha256 is {digest}. Delete it and run the same command again.")
     return f"{name} sha256 {digest}", Indexed(functools.partial(json_lines, path))
+
+
+def patiently(ask: Callable):
+    """Ask again where the hub is only busy: for one file its client does not."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for seconds in (1, 2, 4):
+        try:
+            return ask()
+        except HfHubHTTPError as error:
+            if error.response.status_code not in HUB_BUSY:
+                raise
+            time.sleep(seconds)
+    return ask()
 
 
 def m3it_sample(record) -> Sample | str:

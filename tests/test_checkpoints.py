@@ -141,6 +141,7 @@ def test_rotation_keeps_the_newest_and_two_at_the_least(tmp_path, limit, kept):
 # A checkpoint that training wrote
 
 
+@pytest.mark.check("a checkpoint loads with plain torch.load(weights_only=True)")
 def test_it_holds_the_trained_tensors_alone_and_any_torch_reads_it(trained, checkpoint, lm, diffusion):
     path = Path(trained.output_dir) / "ckpt_6.pt"
     plain = torch.load(path, weights_only=True)

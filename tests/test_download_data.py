@@ -212,6 +212,7 @@ def test_m3it_keeps_jpegs_converts_the_rest_and_skips_what_cannot_be_used(tmp_pa
     assert not hub.requests("coco/train/0000.parquet")
 
 
+@pytest.mark.check("M3IT: SIGKILL and run again: byte-identical, stories.jsonl only when complete")
 def test_m3it_killed_and_run_again_equals_an_unbroken_run(tmp_path):
     rows = m3it_rows(180)
     rows[30] = (None, "A row to skip.")  # before the checkpoint, which has to remember it
@@ -251,6 +252,7 @@ def wait_for(condition, seconds: float = 60):
         time.sleep(0.02)
 
 
+@pytest.mark.check("M3IT: no parquet branch: the raw file, the same bytes; offline from the cache; damage there found")
 def test_m3it_without_parquet_branch_reads_the_raw_file_and_an_offline_cache_serves_it(tmp_path):
     with Hub({M3IT: m3it_repo(parquet=False)}) as hub:
         succeed("--data_root", tmp_path / "raw", env=hub.env(tmp_path / "hf"))
