@@ -2656,6 +2656,8 @@ class Trainer:
         return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
 
     def banner(self) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
         config, model = self.config, self.model
         frozen = [model.lm.model, model.diffusion.vae, model.diffusion.unet, model.diffusion.text_encoder]
         count = [sum(p.numel() for module in modules for p in module.parameters()) for modules in ([model], frozen)]
@@ -2669,8 +2671,11 @@ class Trainer:
         say(f"  losses: tensorboard --logdir {config.output_dir}")
         if model.image_condition is None:
             say("  the diffusion NLL is a monitor: with the text as its only condition it cannot train the storyboard")
-        settings = json.dumps(dataclasses.asdict(config), indent=2)
-        self.writer.add_text("config", f"```json\n{settings}\n```", self.step)
+        settings = dataclasses.asdict(config)
+        self.writer.add_text("config", f"```json\n{json.dumps(settings, indent=2)}\n```", self.step)
+        outcomes = dict.fromkeys(("valid/bits_returned", "valid/efficiency", "valid/text_nll_true"), 0.0)
+        for summary in hparams(settings, outcomes):  # its own tab, to compare runs by settings and outcomes
+            self.writer.file_writer.add_summary(summary)
 
     def loader(self) -> DataLoader:
         """Batches from the place in the stream that this step has come to, without end."""

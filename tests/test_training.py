@@ -220,6 +220,7 @@ def test_tensorboard_shows_the_run(trained):
     import sys
     import time
     from urllib.error import URLError
+    from urllib.parse import quote
     from urllib.request import urlopen
 
     with socket.socket() as free:
@@ -247,6 +248,10 @@ def test_tensorboard_shows_the_run(trained):
         pictures = {"sample/panels", "sample/codes"}
         assert pictures <= set(ask("images/tags")["."])
         assert any("sample/story" in tag for tag in ask("text/tags")["."])
+        settings = ask("hparams/experiment?request=" + quote(json.dumps({"experimentName": ""})))
+        names = {info["name"] for info in settings["hparamInfos"]}
+        metrics = {info["name"]["tag"] for info in settings["metricInfos"]}
+        assert {"learning_rate", "num_codes", "seed"} <= names and "valid/efficiency" in metrics
     finally:
         server.terminate()
         server.wait(20)

@@ -1,8 +1,10 @@
 """The program as a whole: exit codes, where its words go, and what its sources do without."""
 
 import ast
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,20 @@ def test_an_error_is_one_line(tmp_path, name):
     assert done.returncode == status and done.stdout == "", done.stderr
     errors = [line for line in done.stderr.splitlines() if "error: " in line]
     assert len(errors) == 1 and told in errors[0] and "Traceback" not in done.stderr
+
+
+@pytest.mark.check("Ctrl-C while the libraries load, and while a story is made: exit 130, no traceback")
+@pytest.mark.parametrize("moment", ["libraries", "story"])
+def test_ctrl_c(tmp_path, moment):
+    command = [sys.executable, PROGRAM, "generate", "--prompt", "x", "--num_stories", "50"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if moment == "libraries":
+        time.sleep(1)
+    else:
+        assert "embedded" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == "" and "Traceback" not in err
 
 
 @pytest.mark.check("--debug shows the traceback")
