@@ -34,16 +34,18 @@ def pytest_terminal_summary(terminalreporter, config):
     """The table of `pytest -m check`: what was tried, how often, and how often it passed."""
     if config.option.markexpr != "check":
         return
-    tried, passed = Counter(), Counter()
+    tried, passed, place = Counter(), Counter(), {}
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
             noted = dict(report.user_properties)
             if "check" in noted and (report.when == "call" or outcome == "error"):
-                tried[noted["check"]] += noted.get("tried", 1)
-                passed[noted["check"]] += noted.get("tried", 1) * (outcome == "passed")
+                name, count = noted["check"], noted.get("tried", 1)
+                tried[name] += count
+                passed[name] += count * (outcome == "passed")
+                place[name] = min(report.location, place.get(name, report.location))
     terminalreporter.write_line("\n| check | tried | passed |\n|---|---|---|")
-    for name, count in tried.items():
-        terminalreporter.write_line(f"| {name} | {count} | {passed[name]} |")
+    for name in sorted(tried, key=place.get):
+        terminalreporter.write_line(f"| {name} | {tried[name]} | {passed[name]} |")
 
 
 def make_stories(count: int, seed: int = 0) -> list[str]:
