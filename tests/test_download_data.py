@@ -212,7 +212,6 @@ def test_m3it_keeps_jpegs_converts_the_rest_and_skips_what_cannot_be_used(tmp_pa
     assert not hub.requests("coco/train/0000.parquet")
 
 
-@pytest.mark.check("M3IT: SIGKILL in the middle and run again: byte-identical, stories.jsonl only when complete")
 def test_m3it_killed_and_run_again_equals_an_unbroken_run(tmp_path):
     rows = m3it_rows(180)
     rows[30] = (None, "A row to skip.")  # before the checkpoint, which has to remember it

@@ -1,6 +1,8 @@
 """A hub that fails, lies or is not there; and a token that must not get out."""
 
 import os
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +13,8 @@ from children import PROGRAM
 from conftest import as_flags
 from fakehub import Hub, m3it_repo, m3it_rows, model_repo
 from test_download_data import M3IT, NO_HUB, client_env, contents, fail, succeed
+
+import download_data
 
 LM, DIFFUSION = "openai-community/gpt2-xl", "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
@@ -58,6 +62,26 @@ def test_a_hub_that_fails_for_a_while(tmp_path, name, parquet):
         hub.faults.append(fault)
         succeed("--data_root", tmp_path / "again", env=hub.env(tmp_path / "home2"))
     assert left == [0] and contents(tmp_path / "again") == contents(tmp_path / "whole")
+
+
+@pytest.mark.check("M3IT: SIGKILL at any row, run again: byte-identical, stories.jsonl only when complete")
+def test_killed_at_any_row(tmp_path, record_property):
+    rows, kills = 400, 5
+    record_property("tried", kills)
+    targets = sorted(random.Random(0).sample(range(1, rows - 100), kills))
+    train = tmp_path / "broken" / "train"
+    command = [sys.executable, download_data.__file__, "--data_root", str(tmp_path / "broken")]
+    with Hub({M3IT: m3it_repo(train=m3it_rows(rows), rows_per_group=20)}) as hub:
+        succeed("--data_root", tmp_path / "whole", env=hub.env(tmp_path / "home"))
+        env = hub.env(tmp_path / "home", USE_TORCH="0")
+        for target in targets:
+            process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while not (train / "images" / f"{target:06d}.jpg").exists() and process.poll() is None:
+                time.sleep(0.0005)
+            process.kill()
+            assert process.wait() == -signal.SIGKILL and not (train / "stories.jsonl").exists()
+        succeed("--data_root", tmp_path / "broken", env=env)
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
 @pytest.mark.check("M3IT: a flipped bit on the way, refused by sha256")
