@@ -58,8 +58,8 @@ M3IT_RAW_FILE = "data/captioning/image_paragraph_captioning/image_paragraph_capt
 M3IT_SPLITS = {"train": "train", "val": "validation"}  # ours -> the parquet branch's
 M3IT_ROWS = {"train": 14_575, "val": 2_487}  # as published: for the progress bar, and a note where it differs
 M3IT_TEXT_KEYS = ("outputs", "output")  # parquet branch, raw files
-HUB_BUSY = {429, 500, 502, 503, 504}  # statuses
 M3IT_PICTURE_KEYS = ("image_base64_str", "image_str", "img_str", "image")
+HUB_BUSY = {429, 500, 502, 503, 504}  # statuses that are worth another try
 
 WORLD_FOLDER = Path(__file__).resolve().parent / "assets" / "storyworld"
 WORLD_STORIES = {"train": 2_000, "val": 256}
@@ -400,8 +400,8 @@ def open_m3it_raw(split: str, local_files_only: bool):
     from huggingface_hub import hf_hub_download
 
     name = M3IT_RAW_FILE.format(split)
-    ask = functools.partial(hf_hub_download, M3IT_REPO, name, repo_type="dataset", local_files_only=local_files_only)
-    path = patiently(ask)
+    where = dict(repo_type="dataset", local_files_only=local_files_only)
+    path = patiently(lambda: hf_hub_download(M3IT_REPO, name, **where))
     blob, digest = Path(path).resolve(), sha256(path)
     # The cache calls a large file by the sha256 that the hub gave for it, and nobody else compares the two.
     if re.fullmatch("[0-9a-f]{64}", blob.name) and blob.name != digest:

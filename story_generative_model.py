@@ -1570,14 +1570,14 @@ def fixed_settings() -> list[str]:
     return [f.name for f in fields if f.name not in FREE_TO_CHANGE]
 
 
-def newest_readable(folder: Path, found: list[Path]) -> dict:
+def newest_readable(found: list[Path]) -> dict:
     """The newest of the checkpoints, oldest first, from which a run can go on; the damaged ones are told."""
     for path in reversed(found):
         try:
             return load_checkpoint(path, CHECKPOINT_KEYS + RESUME_KEYS)
         except StoryError as error:
             say(f"--resume_from_checkpoint latest: {error}; trying the one before it")
-    raise StoryError(f"--resume_from_checkpoint latest: none of the checkpoints in {folder} can be read", 2)
+    raise StoryError(f"--resume_from_checkpoint latest: none of the checkpoints in {found[0].parent} can be read", 2)
 
 
 def find_checkpoint(name: str) -> Path:
@@ -2867,7 +2867,7 @@ class Trainer:
         if not wanted or (wanted == "latest" and not found):
             return
         if wanted == "latest":
-            checkpoint = newest_readable(self.folder, found)
+            checkpoint = newest_readable(found)
         else:
             checkpoint = load_checkpoint(wanted, CHECKPOINT_KEYS + RESUME_KEYS)
         self.check_same_run(checkpoint)
