@@ -472,7 +472,7 @@ class StoryDataset(Dataset):
         panel = row.panels[int(torch.randint(len(row.panels), (), generator=seeded(self.seed, epoch, index)))]
         item = dict(index=index, tokens=tokens[: self.max_tokens], cut=len(tokens) > self.max_tokens)
         if with_picture:
-            item["text"], item["picture"] = panel.text, panel.image_path
+            item["text"] = panel.text
             try:
                 item["pixels"] = load_picture(self.folder, panel.image_path, self.resolution, row.where)
             except StoryError as error:  # told by the trainer: a reader process can only fail with a traceback
@@ -495,7 +495,6 @@ def collate(items: list[dict]) -> dict:
         mask=torch.arange(length) < lengths[:, None],  # (B, T)
         cut=torch.tensor([item["cut"] for item in items]),
         texts=[item["text"] for item in painted],
-        pictures=[item["picture"] for item in painted],
         painted=places,
         problems=[item["problem"] for item in items if "problem" in item],
         pixels=torch.stack([item["pixels"] for item in painted]) if painted else None,
@@ -632,17 +631,23 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("codebook", torch.zeros(num_codes, code_dim))  # (K, D)
         self.register_buffer("counts", torch.zeros(num_codes))  # (K,), per update
         self.register_buffer("sums", torch.zeros(num_codes, code_dim))  # (K, D)
-        self.register_buffer("distortion", torch.zeros(()))  # mean squared distance of outputs to their codes
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # 0: the codebook has not started
 
     def nearest(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(N, D) -> (N,) int64; of two codes at the same distance, the smaller. With `lengths` (N, K), what each code
-        costs, the assignment is entropy-constrained (Chou et al. 1989): the smallest sum of squared distance, in units
-        of its running mean, and cost."""
+        costs in nats, the assignment is entropy-constrained (Chou et al. 1989): the smallest sum of squared distance
+        and cost, a nat at what it explains."""
         scores = self.codebook.square().sum(1) - 2 * x.to(self.codebook) @ self.codebook.T  # (N, K), |x - e|^2 - |x|^2
         if lengths is not None:
-            scores = scores + self.distortion * lengths
+            scores = scores + self.variance_per_nat() * lengths
         return scores.argmin(1)
+
+    def variance_per_nat(self) -> Tensor:
+        """() float32: the variance that the codes explain, for each of the log K nats that a choice among them may
+        cost. A codebook that loses codes explains less, so that the cost weighs less and takes no more of them."""
+        shares = self.counts / self.counts.sum().clamp(min=self.eps)  # (K,)
+        mean = shares @ self.codebook  # (D,)
+        return shares @ (self.codebook - mean).square().sum(1) / math.log(self.num_codes)
 
     def look_up(self, codes: Tensor) -> Tensor:
         """Codes (...) -> their vectors (..., D)."""
@@ -657,15 +662,13 @@ class VectorQuantizer(nn.Module):
         """
         x = x.to(self.codebook)
         nearest = self.nearest(x, lengths)
-        distances = (x - self.codebook[nearest]).square().sum(1, keepdim=True)
-        batch = torch.zeros(self.num_codes, 2 + x.shape[1], device=x.device)  # (K, 2 + D): all sums in one
-        batch.index_add_(0, nearest, torch.cat([torch.ones_like(distances), distances, x], 1))
+        batch = torch.zeros(self.num_codes, 1 + x.shape[1], device=x.device)  # (K, 1 + D): counts and sums in one
+        batch.index_add_(0, nearest, F.pad(x, (1, 0), value=1.0))
         all_sum(batch)
         if not torch.isfinite(batch).all():
             return
         self.counts.lerp_(batch[:, 0], 1 - self.decay)
-        self.sums.lerp_(batch[:, 2:], 1 - self.decay)
-        self.distortion.lerp_(batch[:, 1].sum() / batch[:, 0].sum(), 1 - self.decay)
+        self.sums.lerp_(batch[:, 1:], 1 - self.decay)
         self.revive(x)
         self.codebook.copy_(self.sums / self.smoothed(self.counts)[:, None])
         self.updates += 1
@@ -683,7 +686,6 @@ class VectorQuantizer(nn.Module):
         self.counts.copy_(counts.clamp(min=1))
         self.sums.copy_(centres * self.counts[:, None])
         self.codebook.copy_(centres)
-        self.distortion.copy_(torch.cdist(x, centres).amin(1).square().mean())
         self.updates.fill_(1)
 
     def revive(self, x: Tensor) -> None:
@@ -1149,7 +1151,6 @@ class LatentDiffusion:
                 2,
             )
         self.revision = revision_of(self.pipeline.unet.config)
-        self.latents: dict[str, Tensor] = {}  # of the pictures seen so far: each is encoded once, not every epoch
 
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -1175,15 +1176,10 @@ class LatentDiffusion:
         return joined, torch.arange(joined.shape[1], device=self.device) < sizes
 
     @torch.no_grad()
-    def encode_pictures(self, pixels: Tensor, names: list[str]) -> Tensor:
-        """(M, 3, R, R) in [-1, 1] -> scaled latents (M, C, R/f, R/f), the mean of the autoencoder's posterior. A name
-        that was seen before is not encoded again."""
-        missing = [place for place, name in enumerate(names) if name not in self.latents]
-        if missing:
-            means = self.vae.encode(pixels[missing].to(self.device, self.dtype)).latent_dist.mean
-            for place, mean in zip(missing, means * self.vae.config.scaling_factor):
-                self.latents[names[place]] = mean.cpu()
-        return torch.stack([self.latents[name] for name in names]).to(self.device)
+    def encode_pictures(self, pixels: Tensor) -> Tensor:
+        """(M, 3, R, R) in [-1, 1] -> scaled latents (M, C, R/f, R/f), the mean of the autoencoder's posterior."""
+        posterior = self.vae.encode(pixels.to(self.device, self.dtype)).latent_dist
+        return posterior.mean * self.vae.config.scaling_factor
 
     def add_noise(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy latents x_t, timesteps t (B,) and noise eps. The timesteps are stratified: one from each of B equal
@@ -1470,7 +1466,7 @@ class StoryModel(nn.Module):
         diffusion = self.diffusion
         if diffusion is None or batch["pixels"] is None:
             return torch.full((), math.nan, device=self.lm.device)
-        latents = diffusion.encode_pictures(batch["pixels"], batch["pictures"])
+        latents = diffusion.encode_pictures(batch["pixels"])
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.image_condition is not None):
             condition = self.condition(batch["texts"], vectors[batch["painted"]])
             return diffusion.nll(latents, *condition, noise).mean()
@@ -2268,7 +2264,7 @@ def measure_pictures(
             load_picture(folder, panel.image_path, diffusion.resolution, rows[i].where)
             for i, panel in zip(batch, panels)
         ]
-        latents = diffusion.encode_pictures(torch.stack(pixels), [panel.image_path for panel in panels])
+        latents = diffusion.encode_pictures(torch.stack(pixels))
         followers = [rows[(i + 1) % len(rows)].panels for i in batch]
         others = [candidates[i % len(candidates)] for i, candidates in zip(batch, followers)]  # the same beat
         own, other = codes[list(batch)], codes.roll(-1, 0)[list(batch)]

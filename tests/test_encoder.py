@@ -208,7 +208,7 @@ def test_commitment_pulls_each_token_to_its_own_code(quantized):
 def test_the_rate_moves_the_vote_of_its_own_slot_alone(quantized):
     """A code that costs too much in one slot loses it there and nowhere else."""
     quantizer, outputs, mask, members, board = quantized
-    quantizer.distortion.fill_(1.0)
+    quantizer.counts.fill_(1.0)
     story, slot = 2, 5
     dear = torch.zeros(3, 8, quantizer.num_codes)
     dear[story, slot, board.codes[story, slot]] = 1e6

@@ -75,7 +75,7 @@ def test_the_losses_have_their_stated_units(model, batch):
     torch.testing.assert_close(losses.latent_nll, -log_probs.sum() / 4)
     constant = model.lm.nll(model.soft_prompt.constant[None], tokens[:1], mask[:1], cut[:1])
     torch.testing.assert_close(losses.constant_nll, constant[0])
-    latents = model.diffusion.encode_pictures(batch["pixels"], batch["pictures"])
+    latents = model.diffusion.encode_pictures(batch["pixels"])
     errors = model.diffusion.nll(latents, *model.diffusion.encode_texts(batch["texts"]), sgm.seeded(0))
     torch.testing.assert_close(losses.diffusion_nll, errors.mean())
     torch.testing.assert_close(losses.vote_share, board.share.mean())

@@ -1,5 +1,7 @@
 """Vector quantiser: the moving averages against a reference, and the ways in which a codebook dies."""
 
+import math
+
 import pytest
 import torch
 from vector_quantize_pytorch import VectorQuantize
@@ -161,19 +163,22 @@ def test_usage_counts_codes_that_are_alive():
 
 
 def test_a_code_that_costs_more_is_chosen_from_less_far():
-    """Entropy-constrained: argmin of squared distance / mean squared distance + cost, by hand."""
+    """Entropy-constrained: argmin of squared distance + variance explained per nat * cost, by hand."""
     quantizer = sgm.VectorQuantizer(3, 1, decay=0.9)
     quantizer.codebook.copy_(torch.tensor([[0.0], [1.0], [4.0]]))
-    quantizer.distortion.fill_(0.5)
-    x, costs = torch.tensor([[0.45], [0.45], [2.6]]), torch.tensor([[0.0, 0, 0], [0.5, 0, 0], [0, 0, 9.0]])
+    quantizer.counts.copy_(torch.tensor([6.0, 2, 0]))  # mean 1/4, variance 3/4 * (1/4)^2 + 1/4 * (3/4)^2 = 3/16
+    per_nat = 3 / 16 / math.log(3)
+    assert quantizer.variance_per_nat() == pytest.approx(per_nat)
+    x, costs = torch.tensor([[0.45], [0.45], [2.6]]), torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [0, 0, 9.0]])
     assert quantizer.nearest(x).tolist() == [0, 0, 2]
-    expected = [(((x[row] - quantizer.codebook[:, 0]) ** 2) / 0.5 + costs[row]).argmin().item() for row in range(3)]
+    expected = [(((x[row] - quantizer.codebook[:, 0]) ** 2) + per_nat * costs[row]).argmin().item() for row in range(3)]
     assert quantizer.nearest(x, costs).tolist() == expected == [0, 1, 1]
 
 
-def test_the_distortion_follows_the_mean_squared_distance():
-    quantizer = sgm.VectorQuantizer(2, 1, decay=0.75)
-    quantizer.start(torch.tensor([[0.0], [2.0], [10.0], [12.0]]))
-    assert quantizer.distortion == 1
-    quantizer.update(torch.tensor([[4.0], [11.0]]))  # 3 from the centre at 1, 0 from that at 11
-    assert quantizer.distortion == pytest.approx(0.75 * 1 + 0.25 * 4.5)
+def test_a_codebook_that_has_collapsed_pays_no_rate():
+    """One code explains nothing: whatever the codes cost, the nearest is taken, and the codebook can come back."""
+    quantizer = running(4)
+    quantizer.counts.copy_(torch.tensor([1.0, 0, 0, 0]))
+    x = torch.randn(16, quantizer.codebook.shape[1])
+    costs = torch.tensor([0.0, 9, 9, 9]).expand(16, -1)
+    assert quantizer.nearest(x, costs).tolist() == quantizer.nearest(x).tolist()

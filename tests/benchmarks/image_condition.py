@@ -65,7 +65,7 @@ def main() -> None:
                 sgm.load_picture(Path(arguments.data_root, "val"), panel.image_path, model.diffusion.resolution, "")
                 for _, panel in part
             ]
-            latents = model.diffusion.encode_pictures(torch.stack(pixels), [panel.image_path for _, panel in part])
+            latents = model.diffusion.encode_pictures(torch.stack(pixels))
             conditions = {"own storyboard": vectors, "another's storyboard": vectors.roll(1, 0), "text alone": None}
             for kind, said in conditions.items():
                 model.image_condition = None if said is None else learned
