@@ -633,14 +633,9 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("sums", torch.zeros(num_codes, code_dim))  # (K, D)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # 0: the codebook has not started
 
-    def nearest(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(N, D) -> (N,) int64; of two codes at the same distance, the smaller. With `lengths` (N, K), what each code
-        costs in nats, the assignment is entropy-constrained (Chou et al. 1989): the smallest sum of squared distance
-        and cost, a nat at what it explains."""
-        scores = self.codebook.square().sum(1) - 2 * x.to(self.codebook) @ self.codebook.T  # (N, K), |x - e|^2 - |x|^2
-        if lengths is not None:
-            scores = scores + self.variance_per_nat() * lengths
-        return scores.argmin(1)
+    def distances(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, K): squared distances of outputs to codes, less |x|^2, which is the same for all codes."""
+        return self.codebook.square().sum(1) - 2 * x.to(self.codebook) @ self.codebook.T
 
     def variance_per_nat(self) -> Tensor:
         """() float32: the variance that the codes explain, for each of the log K nats that a choice among them may
@@ -654,16 +649,15 @@ class VectorQuantizer(nn.Module):
         return self.codebook[codes]
 
     @torch.no_grad()
-    def update(self, x: Tensor, lengths: Tensor | None = None) -> None:
-        """One step of the moving averages on outputs x (N, D) of this process, assigned as by `nearest`; all processes
-        step together.
+    def update(self, x: Tensor, codes: Tensor) -> None:
+        """One step of the moving averages on outputs x (N, D) of this process and the codes (N,) that they chose; all
+        processes step together.
 
         A batch with a NaN or an infinity anywhere is left out whole: it would stay in the averages for good.
         """
         x = x.to(self.codebook)
-        nearest = self.nearest(x, lengths)
         batch = torch.zeros(self.num_codes, 1 + x.shape[1], device=x.device)  # (K, 1 + D): counts and sums in one
-        batch.index_add_(0, nearest, F.pad(x, (1, 0), value=1.0))
+        batch.index_add_(0, codes, F.pad(x, (1, 0), value=1.0))
         all_sum(batch)
         if not torch.isfinite(batch).all():
             return
@@ -779,7 +773,7 @@ class StoryboardEncoder(nn.Module):
         self.word_loudness = nn.Embedding(len(rows), NUM_SLOTS)  # by what stands around it and by what word it is
         self.own_share = nn.Parameter(torch.tensor(0.1))  # how far a token may leave its chunk's vector
         self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.ema_decay, seed=config.seed)
-        self.seen: list[tuple[Tensor, Tensor | None]] = []  # outputs and lengths from which the codebook is to learn
+        self.seen: list[tuple[Tensor, Tensor]] = []  # outputs and their codes, from which the codebook is to learn
         self.start_as_words(rows)
 
     @torch.no_grad()
@@ -851,18 +845,21 @@ class StoryboardEncoder(nn.Module):
             return self.quantize(self.pool(own, loudness, members), mask, members, rate, learn)
 
     def quantize(self, outputs: Tensor, mask: Tensor, members: Tensor, rate, learn: bool) -> Storyboard:
+        """Votes by distance, and with a rate once more by distance and cost: entropy-constrained quantisation (Chou et
+        al. 1989), a nat at the variance that it explains."""
         if not self.quantizer.updates:
             shares = members.to(outputs) / members.sum(-1, keepdim=True)  # (B, S, T)
             nothing = torch.zeros(members.shape[:2], dtype=torch.int64, device=outputs.device)
             return Storyboard(nothing, shares @ outputs, shares.sum(-1), outputs.new_zeros(()))
-        x, lengths = outputs[mask].detach(), None  # (N, D), the tokens of all stories
-        codes, share, nearest = self.vote(x, mask, members, None)
+        x = outputs[mask].detach()  # (N, D), the tokens of all stories
+        distances = self.quantizer.distances(x)  # (N, K)
+        codes, share, nearest = self.vote(distances, mask, members)
         if rate is not None:
             slot = members.float().argmax(1)  # (B, T)
             lengths = rate(codes).gather(1, slot[..., None].expand(-1, -1, self.quantizer.num_codes))[mask]  # (N, K)
-            codes, share, nearest = self.vote(x, mask, members, lengths)
+            codes, share, nearest = self.vote(distances + self.quantizer.variance_per_nat() * lengths, mask, members)
         if learn:
-            self.seen.append((x, lengths))
+            self.seen.append((x, nearest[mask]))
         voters = (members & (nearest[:, None] == codes[..., None])).to(outputs)  # (B, S, T)
         mean = voters @ outputs / voters.sum(-1, keepdim=True)  # (B, S, D): the outputs that voted for the winner
         vectors = self.quantizer.look_up(codes)  # (B, S, D)
@@ -873,14 +870,14 @@ class StoryboardEncoder(nn.Module):
         """One step of the codebook on all outputs since the last: after the optimizer's, so that a step which is
         skipped or refused leaves the codebook as it was."""
         if self.seen:
-            x, lengths = zip(*self.seen)
-            self.quantizer.update(torch.cat(x), None if lengths[0] is None else torch.cat(lengths))
+            self.quantizer.update(*map(torch.cat, zip(*self.seen)))
         self.seen = []
 
-    def vote(self, x: Tensor, mask: Tensor, members: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Winning codes (B, S), their shares (B, S), and each token's own code (B, T)."""
+    def vote(self, costs: Tensor, mask: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each token votes for the code that costs it least, (N, K), of two the smaller: winning codes (B, S), their
+        shares (B, S), and each token's own code (B, T)."""
         nearest = torch.zeros_like(mask, dtype=torch.int64)
-        nearest[mask] = self.quantizer.nearest(x, lengths)
+        nearest[mask] = costs.argmin(1)
         return *majority_vote(nearest, members, self.quantizer.num_codes), nearest
 
 
@@ -1279,8 +1276,8 @@ class SoftPrompt(nn.Module):
     """Code vectors (B, S, D) -> soft prompt (B, P, E): one map for all slots, which knows the slot.
 
     It starts as the way back from the encoder's start, at the scale of the language model's own embedding rows, since
-    a prompt of another scale is not listened to (Lester et al. 2021). `constant` is a learned soft prompt that says
-    nothing about the story: the fair baseline, trained at each step on an eighth of the batch.
+    a prompt of another scale is not listened to (Lester et al. 2021). `nothing` is a learned constant soft prompt: the
+    fair baseline, trained at each step on an eighth of the batch.
     """
 
     def __init__(self, config: Config, rows: Tensor):
@@ -1298,13 +1295,19 @@ class SoftPrompt(nn.Module):
             nn.init.normal_(self.bent.weight, std=0.001)
             nn.init.zeros_(self.bent.bias)
         spots = torch.linspace(0, len(rows) - 1, NUM_SLOTS * self.per_slot).long()
-        self.constant = nn.Parameter(rows[spots].to(torch.get_default_dtype(), copy=True))
+        # in fine units: AdamW moves each number by the learning rate, and a sum over D codes' numbers D times as far
+        self.fine = self.unit * config.code_dim
+        self.constant = nn.Parameter(rows[spots].to(torch.get_default_dtype()) / self.fine)  # (P, E)
 
     def forward(self, vectors: Tensor) -> Tensor:
         slots = self.slot.expand(len(vectors), -1, -1)
         hidden = F.gelu(self.hidden(torch.cat([vectors, slots], -1)))  # (B, S, 4 D)
         embeds = self.straight(vectors) + self.bent(hidden)  # (B, S, P / S * E)
         return self.unit * embeds.unflatten(-1, (self.per_slot, -1)).flatten(1, 2)  # (B, P, E)
+
+    def nothing(self, count: int) -> Tensor:
+        """The constant soft prompt for `count` stories, (count, P, E), which says nothing about them."""
+        return (self.fine * self.constant).expand(count, -1, -1)
 
 
 class ImageCondition(nn.Module):
@@ -1413,7 +1416,7 @@ class StoryModel(nn.Module):
         storyboard = self.encode(tokens, mask, learn=self.training)
         # one pass of the language model: the batch with its storyboards, every eighth story with the constant prompt
         eighth = torch.arange(0, len(tokens), 8)
-        constant = self.soft_prompt.constant.expand(len(eighth), -1, -1)
+        constant = self.soft_prompt.nothing(len(eighth))
         rows = torch.cat([torch.arange(len(tokens)), eighth])
         soft = torch.cat([self.soft_prompt(storyboard.vectors), constant])
         nll = lm.nll(soft, tokens[rows], mask[rows], cut[rows])
@@ -2208,8 +2211,8 @@ def measure_text(
         "true": model.soft(codes),
         "shuffled": model.soft(codes.roll(1, 0)),
         "prior": model.soft(drawn),
-        "constant": model.soft_prompt.constant.expand(len(stories), -1, -1),
-        "none": model.soft_prompt.constant[:0].expand(len(stories), -1, -1),
+        "constant": model.soft_prompt.nothing(len(stories)),
+        "none": model.soft_prompt.nothing(len(stories))[:, :0],
     }
     text_nll = {kind: [] for kind in kinds}
     work = tqdm(total=len(batches) * len(kinds), desc="text NLL", disable=not sys.stderr.isatty(), leave=False)

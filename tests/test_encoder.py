@@ -225,3 +225,20 @@ def test_the_rate_moves_the_vote_of_its_own_slot_alone(quantized):
     assert torch.equal(seen[0], board.codes)
     changed = (moved.codes != board.codes).nonzero().tolist()
     assert changed == [[story, slot]]
+
+
+def test_the_assignment_is_entropy_constrained(quantized):
+    """Chou et al. 1989, token by token: the least sum of squared distance and cost, a nat at what it explains."""
+    quantizer, outputs, mask, members, _ = quantized
+    quantizer.counts.fill_(1.0)
+    costs = 3 * torch.rand(3, 8, quantizer.num_codes, generator=torch.Generator().manual_seed(0))
+    encoder = sgm.StoryboardEncoder.__new__(sgm.StoryboardEncoder)
+    torch.nn.Module.__init__(encoder)
+    encoder.quantizer, encoder.seen = quantizer, []
+    encoder.quantize(outputs, mask, members, lambda codes: costs, learn=True)
+    ((x, chosen),) = encoder.seen
+    slots = members.float().argmax(1)[mask]
+    own = costs[mask.nonzero()[:, 0], slots]
+    expected = (torch.cdist(x, quantizer.codebook).square() + quantizer.variance_per_nat() * own).argmin(1)
+    assert torch.equal(chosen, expected)
+    assert not torch.equal(chosen, torch.cdist(x, quantizer.codebook).argmin(1))

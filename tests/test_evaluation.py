@@ -91,7 +91,7 @@ def test_each_kind_is_measured_with_its_own_storyboard(measured):
             "true": model.soft(own.codes),
             "shuffled": model.soft(boards[[number - 1]]),
             "prior": model.soft(drawn[[number]]),
-            "constant": model.soft_prompt.constant[None],
+            "constant": model.soft_prompt.nothing(1),
         }
         for kind, prompt in soft.items():
             nll = model.lm.nll(prompt, tokens, mask, cut).item()
