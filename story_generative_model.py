@@ -611,23 +611,10 @@ class VectorQuantizer(nn.Module):
     A code whose moving-average count falls below `dead_share` of the uniform share is moved onto a current output.
     """
 
-    def __init__(
-        self,
-        num_codes: int,
-        code_dim: int,
-        decay: float,
-        eps: float = 1e-5,
-        dead_share: float = 0.1,
-        seed: int = 0,
-    ):
+    def __init__(self, num_codes: int, code_dim: int, decay: float, eps=1e-5, dead_share=0.1, seed: int = 0):
         super().__init__()
-        self.num_codes, self.decay, self.eps, self.dead_share, self.seed = (
-            num_codes,
-            decay,
-            eps,
-            dead_share,
-            seed,
-        )
+        self.num_codes, self.seed = num_codes, seed
+        self.decay, self.eps, self.dead_share = decay, eps, dead_share
         self.register_buffer("codebook", torch.zeros(num_codes, code_dim))  # (K, D)
         self.register_buffer("counts", torch.zeros(num_codes))  # (K,), per update
         self.register_buffer("sums", torch.zeros(num_codes, code_dim))  # (K, D)
@@ -898,13 +885,7 @@ class Prior(nn.Module):
         self.code = nn.Embedding(config.num_codes + 1, width)  # the last row is the start token
         self.position = nn.Embedding(NUM_SLOTS, width)
         layer = nn.TransformerEncoderLayer(
-            width,
-            config.num_heads,
-            4 * width,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
+            width, config.num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.layers = nn.TransformerEncoder(layer, config.prior_layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.to_logits = nn.Linear(width, config.num_codes)
@@ -1153,15 +1134,12 @@ class LatentDiffusion:
     def encode_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Texts of any length -> states (B, W * L, C) and mask (B, W * L) bool. A text longer than the text encoder's
         L tokens is read in W windows, which are joined; the windows that a shorter text lacks are masked."""
-        length = self.tokenizer.model_max_length  # L
-        start, end, pad = (
-            self.tokenizer.bos_token_id,
-            self.tokenizer.eos_token_id,
-            self.tokenizer.pad_token_id,
-        )
+        tokenizer = self.tokenizer
+        length = tokenizer.model_max_length  # L
+        start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ids = [self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+            ids = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
         windows, counts = [], []
         for tokens in ids:
             pieces = [tokens[i : i + length - 2] for i in range(0, max(len(tokens), 1), length - 2)]
@@ -1348,10 +1326,7 @@ class StoryModel(nn.Module):
     def __init__(self, config: Config, lm: LanguageModel, diffusion: LatentDiffusion | None):
         super().__init__()
         self.config = config
-        self.backbones = (
-            lm,
-            diffusion,
-        )  # a tuple: not registered, not saved, not moved, not switched to train mode
+        self.backbones = (lm, diffusion)  # a tuple: not registered, not saved, not moved, not switched to train mode
         self.max_tokens = lm.context - NUM_SLOTS * config.soft_tokens_per_slot - 1
         rows = lm.embed.weight.detach()
         self.encoder = StoryboardEncoder(config, rows, self.max_tokens)
@@ -1430,15 +1405,8 @@ class StoryModel(nn.Module):
         total = (bound + config.commitment_weight * storyboard.commitment * length) / all_mean(length)
         if batch["pixels"] is not None:
             total = total + config.diffusion_weight * diffusion_nll
-        return Losses(
-            text_nll,
-            latent_nll,
-            storyboard.commitment,
-            diffusion_nll,
-            constant_nll,
-            storyboard.share.mean(),
-            total,
-        )
+        share = storyboard.share.mean()
+        return Losses(text_nll, latent_nll, storyboard.commitment, diffusion_nll, constant_nll, share, total)
 
     def start_encoder(self, stories: list[str]) -> None:
         """Fits the encoder's start to stories of the training set: document frequencies, and the vectors' scale."""

@@ -3,10 +3,14 @@
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the program that is measured
 
 RUNS, WARM_UP = 7, 2
 

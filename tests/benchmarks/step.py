@@ -1,0 +1,91 @@
+"""A training step against its floor: the frozen language model's forward and backward to its inputs, and the frozen
+UNet's forward (with its backward where the storyboard conditions the picture), alone on the same tensors.
+
+    python tests/benchmarks/step.py --data_root data
+
+A step is all that `train` does: encoder, quantiser, vote, prior, soft prompt, both frozen models, backward, clipping,
+AdamW, codebook. Prints its time over the floor's, side by side.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+from timing import machine, medians
+
+import story_generative_model as sgm
+
+
+def batch_of(model: sgm.StoryModel, config: sgm.Config, data_root: str) -> dict:
+    rows = sgm.read_rows(data_root, "train", config.train_batch_size)
+    sizes = (model.max_tokens, model.diffusion.resolution)
+    dataset = sgm.StoryDataset(rows, Path(data_root, "train"), model.lm.tokenizer, *sizes, config.seed)
+    return sgm.collate([dataset[0, index, index < config.diffusion_stories] for index in range(len(rows))])
+
+
+def sides(config: sgm.Config, data_root: str, pictures: bool) -> dict:
+    """A step and its floor, on the model of a configuration as training starts it."""
+    device, dtype = sgm.pick_device()
+    lm = sgm.LanguageModel(config.lm_model, device, dtype)
+    model = sgm.StoryModel(config, lm, sgm.LatentDiffusion(config.diffusion_model, device, dtype)).to(device)
+    stories = [row.story for row in sgm.read_rows(data_root, "train")]
+    model.start_encoder(stories)
+    model.start_codebook(stories)
+    optimizer, parameters = sgm.make_optimizer(model, config), list(model.parameters())
+    batch = batch_of(model, config, data_root)
+    if not pictures:
+        batch |= dict(pixels=None, texts=[], painted=[])
+    precision = sgm.precision_for(config, device.type)
+    autocast = dict(device_type=device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+    def step():
+        with torch.autocast(**autocast):
+            losses = model.train()(batch, sgm.seeded(0))
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        model.encoder.step_codebook()
+
+    tokens, mask, cut = (batch[key].to(device) for key in ("tokens", "mask", "cut"))
+    heard = torch.cat([torch.arange(len(tokens)), torch.arange(0, len(tokens), 8)])  # the constant prompt's are a part
+    soft = model.soft_prompt.nothing(len(heard)).detach().requires_grad_()
+    if pictures:
+        latents = model.diffusion.encode_pictures(batch["pixels"])
+        states, seen = model.condition(batch["texts"], torch.zeros(len(latents), sgm.NUM_SLOTS, config.code_dim))
+        states = states.detach().requires_grad_(model.image_condition is not None)
+
+    def floor():
+        with torch.autocast(**autocast):
+            loss = lm.nll(soft, tokens[heard], mask[heard], cut[heard]).mean()
+            if pictures:
+                with torch.set_grad_enabled(states.requires_grad):
+                    loss = loss + model.diffusion.nll(latents, states, seen, sgm.seeded(0)).mean()
+        torch.autograd.grad(loss, [soft, states] if pictures and states.requires_grad else [soft])
+
+    return {"step": step, "floor": floor}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_root", default="data")
+    parser.add_argument("--train_batch_size", type=int, default=16)
+    arguments = parser.parse_args()
+    sgm.quiet_libraries()
+    torch.manual_seed(0)
+    preset = sgm.Config(preset="storyworld", **sgm.PRESETS["storyworld"])
+    preset = dataclasses.replace(preset, train_batch_size=arguments.train_batch_size)
+    cases = {
+        "stories alone": (preset, False),
+        "with pictures, scored": (preset, True),
+        "with pictures, trained": (dataclasses.replace(preset, image_condition="storyboard"), True),
+    }
+    print(f"{machine()}\n\n| a step | seconds | floor, seconds | step / floor |\n|---|---|---|---|")
+    for name, (config, pictures) in cases.items():
+        seconds = medians(sides(config, arguments.data_root, pictures))
+        print(f"| {name} | {seconds['step']:.3f} | {seconds['floor']:.3f} | {seconds['step'] / seconds['floor']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
