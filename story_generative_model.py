@@ -480,11 +480,15 @@ class StoryDataset(Dataset):
         return item
 
 
-def collate(items: list[dict]) -> dict:
-    """tokens (B, T) int64, padded at the right with 0; mask (B, T) bool; cut (B,) bool: the story was longer than T.
+PAD_TO = 16  # batches come in few lengths: the CPU's kernels are compiled, and kept in memory, for each
+
+
+def collate(items: list[dict], max_tokens: int) -> dict:
+    """tokens (B, T) int64, padded at the right with 0 to a multiple of PAD_TO, or to the `max_tokens` that a story may
+    have; mask (B, T) bool; cut (B,) bool: the story was longer than that.
     M items carry a picture: pixels (M, 3, R, R) float32, texts of length M, and `painted`, their places in the batch;
     `problems` tells of pictures that could not be read."""
-    length = max(len(item["tokens"]) for item in items)
+    length = min(-(-max(len(item["tokens"]) for item in items) // PAD_TO) * PAD_TO, max_tokens)
     tokens = torch.tensor([item["tokens"] + [0] * (length - len(item["tokens"])) for item in items])  # (B, T)
     lengths = torch.tensor([len(item["tokens"]) for item in items])
     places = [place for place, item in enumerate(items) if "pixels" in item]
@@ -1382,7 +1386,7 @@ class StoryModel(nn.Module):
         if not all(ids):
             raise StoryError("a story without a single token has no storyboard", 2)
         items = [dict(index=0, tokens=row[: self.max_tokens], cut=len(row) > self.max_tokens) for row in ids]
-        batch = collate(items)
+        batch = collate(items, self.max_tokens)
         return tuple(batch[key].to(self.lm.device) for key in ("tokens", "mask", "cut"))
 
     def forward(self, batch: dict, noise: torch.Generator) -> Losses:
@@ -2657,7 +2661,7 @@ class Trainer:
         return DataLoader(
             StoryDataset(self.rows, folder, lm.tokenizer, *sizes, config.seed),
             batch_sampler=batches,
-            collate_fn=collate,
+            collate_fn=partial(collate, max_tokens=self.model.max_tokens),
             num_workers=config.dataloader_num_workers,
             worker_init_fn=ignore_signals,
             pin_memory=accelerator.device.type == "cuda",

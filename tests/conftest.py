@@ -214,7 +214,7 @@ def batch(config, lm, diffusion, data_folder) -> dict:
 
     rows = sgm.read_rows(str(data_folder), "train", 4)
     dataset = sgm.StoryDataset(rows, data_folder / "train", lm.tokenizer, 55, diffusion.resolution, 0)
-    return sgm.collate([dataset[0, index, True] for index in range(4)])
+    return sgm.collate([dataset[0, index, True] for index in range(4)], dataset.max_tokens)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ STORIES = ["The fox.", *make_stories(3, seed=3)]
 
 def tokenized(lm, stories):
     items = [dict(index=0, tokens=lm.tokenizer(story)["input_ids"], cut=False) for story in stories]
-    batch = sgm.collate(items)
+    batch = sgm.collate(items, max(len(item["tokens"]) for item in items))  # a story alone is not padded
     return batch["tokens"], batch["mask"], batch["cut"]
 
 

@@ -159,12 +159,13 @@ def test_a_story_beyond_the_context_is_cut_and_marked(dataset):
 
 def test_collate_masks_padding_alone(dataset):
     items = [dataset[0, index, index < 2] for index in range(4)]
-    batch = sgm.collate(items)
+    batch = sgm.collate(items, 40)
     for row, item in enumerate(items):
         length = len(item["tokens"])
         assert batch["tokens"][row, :length].tolist() == item["tokens"]
         assert batch["mask"][row].tolist() == [True] * length + [False] * (batch["mask"].shape[1] - length)
-    assert batch["mask"].dtype == torch.bool and batch["mask"].shape[1] == max(len(item["tokens"]) for item in items)
+    assert batch["mask"].dtype == torch.bool and batch["mask"].shape == (4, 40)  # the longest that fits
+    assert sgm.collate(items[:1], 40)["mask"].shape == (1, -(-len(items[0]["tokens"]) // 16) * 16)  # else few lengths
     assert batch["cut"].tolist() == [False, True, False, False]
     assert batch["pixels"].shape == (2, 3, 16, 16) and len(batch["texts"]) == 2
 

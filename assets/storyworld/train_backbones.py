@@ -655,7 +655,7 @@ def train_lm(run: Run) -> None:
         soft, entropy = starting_storyboards(lm, texts, sgm.PRESETS["storyworld"]["num_codes"], 0)
         few = checked_stories[: run.scaled(LM_CHECK_STORIES)]
         items = [dict(index=i, tokens=row[:-1], cut=False) for i, row in enumerate(story_ids(lm.tokenizer, few))]
-        tokens, mask = (sgm.collate(items)[key].to(run.device) for key in ("tokens", "mask"))
+        tokens, mask = (sgm.collate(items, LM_CONTEXT)[key].to(run.device) for key in ("tokens", "mask"))
         bare = lm.nll(soft[: len(few), :0], tokens, mask).mean().item()
         heard = lm.nll(soft[: len(few)], tokens, mask).mean().item()
         return {

@@ -21,7 +21,8 @@ def batch_of(model: sgm.StoryModel, config: sgm.Config, data_root: str) -> dict:
     rows = sgm.read_rows(data_root, "train", config.train_batch_size)
     sizes = (model.max_tokens, model.diffusion.resolution)
     dataset = sgm.StoryDataset(rows, Path(data_root, "train"), model.lm.tokenizer, *sizes, config.seed)
-    return sgm.collate([dataset[0, index, index < config.diffusion_stories] for index in range(len(rows))])
+    items = [dataset[0, index, index < config.diffusion_stories] for index in range(len(rows))]
+    return sgm.collate(items, model.max_tokens)
 
 
 def sides(config: sgm.Config, data_root: str, pictures: bool) -> dict:
