@@ -2283,7 +2283,7 @@ def measure_openings(model: StoryModel, rows: list[Row], config: Config) -> dict
     nll = {"resampled": [], "prior": []}
     for number, row in enumerate(tqdm(rows, desc="openings", disable=not sys.stderr.isatty(), leave=False)):
         tokens, mask, cut = model.tokenize([row.story])
-        opening = model.tokenize([row.prompt])[0].shape[1]
+        opening = int(model.tokenize([row.prompt])[1].sum())  # tokens of the prompt
         for kind, candidates in (("resampled", config.num_storyboards), ("prior", 1)):
             drawing = dataclasses.replace(config, num_storyboards=candidates)
             codes = draw_storyboard(model, row.prompt, [], drawing, config.seed + number)[None]
