@@ -114,7 +114,7 @@ class Config:
     lr_scheduler: str = flag("cosine", "learning-rate schedule", choices=("cosine", "linear", "constant_with_warmup"))
     lr_warmup_steps: int = flag(2000, "optimizer steps of linear warm-up", low=0)
     prior_steps: int = flag(
-        1000, "steps of the prior alone at the end, on the codes that the encoder has come to", low=0
+        1000, "most steps of the prior alone at the end, on the codes that the encoder has come to", low=0
     )
     max_grad_norm: float = flag(1.0, "gradients are clipped to this norm", low=0)
     mixed_precision: str = flag("fp16", "precision of the matrix products", choices=("no", "fp16", "bf16"))
@@ -2567,15 +2567,19 @@ def ignore_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+PRIOR_PASSES = 32  # over the training set: beyond that the prior learns a small one by heart
+
+
 def fit_prior(model: StoryModel, stories: list[str], config: Config, batch: int = 128) -> None:
     """The codes move as long as the encoder learns, and the prior runs behind them: at the end it is fitted to what
-    they have become, over the whole training set; the same on every process."""
+    they have become, over the whole training set, at most PRIOR_PASSES times; the same on every process."""
     codes = model.codes_of(stories)  # (N, S)
+    steps = min(config.prior_steps, PRIOR_PASSES * len(codes) // batch)
     optimizer = torch.optim.AdamW(
         model.prior.parameters(), lr=config.prior_learning_rate, weight_decay=config.adam_weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, max(1, config.prior_steps))
-    for step in tqdm(range(config.prior_steps), desc="prior", disable=not sys.stderr.isatty(), leave=False):
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, max(1, steps))
+    for step in tqdm(range(steps), desc="prior", disable=not sys.stderr.isatty(), leave=False):
         picks = torch.randint(len(codes), (batch,), generator=seeded(config.seed, 4, step))
         optimizer.zero_grad()
         model.prior.nll(codes[picks.to(codes.device)]).mean().backward()

@@ -258,7 +258,7 @@ def test_tensorboard_shows_the_run(trained):
 
 
 def test_at_the_end_the_prior_is_fitted_to_the_codes_alone(checkpoint, data_folder):
-    config = dataclasses.replace(checkpoint["config"], prior_steps=200, prior_learning_rate=1e-2)
+    config = dataclasses.replace(checkpoint["config"], prior_steps=10_000, prior_learning_rate=1e-2)
     model = sgm.load_model(checkpoint, config, torch.device("cpu"), torch.float32, paints=False)
     stories = [row.story for row in sgm.read_rows(str(data_folder), "train")]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -267,8 +267,11 @@ def test_at_the_end_the_prior_is_fitted_to_the_codes_alone(checkpoint, data_fold
         with torch.no_grad():
             return model.prior.nll(model.encode(*model.tokenize(stories)[:2]).codes).mean().item()
 
-    start = latent_nll()
-    sgm.fit_prior(model, stories, config)
+    start, steps = latent_nll(), []
+    hook = model.prior.register_forward_hook(lambda *_: steps.append(model.prior.training or torch.is_grad_enabled()))
+    sgm.fit_prior(model, stories, config, batch=4)
+    hook.remove()
+    assert sum(steps) == sgm.PRIOR_PASSES * len(stories) // 4  # so often it goes through a small training set, not more
     assert latent_nll() < 0.8 * start
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved and all(name.startswith("prior.") for name in moved)
