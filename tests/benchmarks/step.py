@@ -62,7 +62,8 @@ def sides(config: sgm.Config, data_root: str, pictures: bool) -> dict:
             loss = lm.nll(soft, tokens[heard], mask[heard], cut[heard]).mean()
             if pictures:
                 with torch.set_grad_enabled(states.requires_grad):
-                    loss = loss + model.diffusion.nll(latents, states, seen, sgm.seeded(0)).mean()
+                    error = model.diffusion.nll(latents, states, seen, sgm.seeded(0)).mean()
+                loss = loss + error
         torch.autograd.grad(loss, [soft, states] if pictures and states.requires_grad else [soft])
 
     return {"step": step, "floor": floor}
