@@ -194,12 +194,20 @@ class Child:
         return Path(f"{self.log}.err").read_text()
 
 
+def free_port(first: int = 20_000) -> int:
+    """A port below those that the system gives to outgoing connections, from a range of this test process's own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    for port in range(first + 100 * worker, first + 100 * (worker + 1)):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port")
+
+
 def together(argv: list[str], log: Path, count: int = 2, fault: str = "") -> list[Child]:
     """`count` processes of one run, as torchrun starts them, over gloo."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = dict(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+    shared = dict(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    shared |= dict(ACCELERATE_USE_CPU="true", GLOO_SOCKET_IFNAME="lo")  # no name of this machine is looked up
     shared |= dict(OMP_NUM_THREADS="1")  # or accelerate sets as many as there are cores, for each of the processes
     return [
         Child(argv, Path(f"{log}{rank}"), fault, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
