@@ -11,6 +11,7 @@ seconds of import; their signals, files, exit statuses and process groups are re
 
 import contextlib
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -194,14 +195,16 @@ class Child:
         return Path(f"{self.log}.err").read_text()
 
 
-def free_port(first: int = 20_000) -> int:
-    """A port below those that the system gives to outgoing connections, from a range of this test process's own."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-    for port in range(first + 100 * worker, first + 100 * (worker + 1)):
+# Below those that the system gives to outgoing connections, a range for each test process, and none twice: what is left
+# of a run that was killed must not meet the next one.
+PORTS = itertools.count(12_000 + 500 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
+
+
+def free_port() -> int:
+    for port in PORTS:
         with socket.socket() as free, contextlib.suppress(OSError):
             free.bind(("127.0.0.1", port))
             return port
-    raise RuntimeError("no free port")
 
 
 def together(argv: list[str], log: Path, count: int = 2, fault: str = "") -> list[Child]:
