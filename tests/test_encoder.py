@@ -205,6 +205,14 @@ def test_commitment_pulls_each_token_to_its_own_code(quantized):
     assert (gradient[mask] != 0).any(-1).all() and (gradient[~mask] == 0).all()
 
 
+def bare_encoder(quantizer) -> sgm.StoryboardEncoder:
+    """An encoder that quantises, and has nothing else."""
+    encoder = sgm.StoryboardEncoder.__new__(sgm.StoryboardEncoder)
+    torch.nn.Module.__init__(encoder)
+    encoder.quantizer, encoder.seen = quantizer, []
+    return encoder
+
+
 def test_the_rate_moves_the_vote_of_its_own_slot_alone(quantized):
     """A code that costs too much in one slot loses it there and nowhere else."""
     quantizer, outputs, mask, members, board = quantized
@@ -212,9 +220,7 @@ def test_the_rate_moves_the_vote_of_its_own_slot_alone(quantized):
     story, slot = 2, 5
     dear = torch.zeros(3, 8, quantizer.num_codes)
     dear[story, slot, board.codes[story, slot]] = 1e6
-    encoder = sgm.StoryboardEncoder.__new__(sgm.StoryboardEncoder)
-    torch.nn.Module.__init__(encoder)
-    encoder.quantizer = quantizer
+    encoder = bare_encoder(quantizer)
     seen = []
 
     def rate(codes):
@@ -232,9 +238,7 @@ def test_the_assignment_is_entropy_constrained(quantized):
     quantizer, outputs, mask, members, _ = quantized
     quantizer.counts.fill_(1.0)
     costs = 3 * torch.rand(3, 8, quantizer.num_codes, generator=torch.Generator().manual_seed(0))
-    encoder = sgm.StoryboardEncoder.__new__(sgm.StoryboardEncoder)
-    torch.nn.Module.__init__(encoder)
-    encoder.quantizer, encoder.seen = quantizer, []
+    encoder = bare_encoder(quantizer)
     encoder.quantize(outputs, mask, members, lambda codes: costs, learn=True)
     ((x, chosen),) = encoder.seen
     slots = members.float().argmax(1)[mask]

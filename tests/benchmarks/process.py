@@ -8,9 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from timing import machine, medians
+from timing import ROOT, machine, medians
 
-ROOT = Path(__file__).resolve().parents[2]
 LOAD = """
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,19 +25,11 @@ torch.load("assets/storyworld/storyboard.pt", weights_only=True)
 def main() -> None:
     program = [sys.executable, "story_generative_model.py"]
     with tempfile.TemporaryDirectory() as folder:
-        output = str(Path(folder, "story.png"))
+        output = ["--output", str(Path(folder, "story.png"))]
+        generate = [*program, "generate", "--prompt", "A shy blue owl looks for a lost star", *output]
         commands = {
-            "generate": [*program, "generate", "--prompt", "A shy blue owl looks for a lost star", "--output", output],
-            "book of eight panels": [
-                *program,
-                "generate",
-                "--prompt",
-                "A shy blue owl",
-                "--panels",
-                "8",
-                "--output",
-                output,
-            ],
+            "generate": generate,
+            "book of eight panels": [*generate, "--panels", "8"],
             "imports and weights alone": [sys.executable, "-c", LOAD],
             "--help": [*program, "--help"],
         }

@@ -11,7 +11,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timing import ROOT  # noqa: F401
+from timing import machine
 
 import story_generative_model as sgm
 
@@ -38,14 +38,12 @@ def main() -> None:
         return torch.cat([model.lm.nll(model.soft(some), *rest) for some, *rest in parts])
 
     true, spent = nll(codes), F.nll_loss(log_prior.mT, codes, reduction="none").mean(0) / math.log(2)  # (S,)
-    print("| slot | bits spent | bits lost when drawn anew |\n|---|---|---|")
+    print(f"{machine()}\n\n| slot | bits spent | bits lost when drawn anew |\n|---|---|---|")
     for slot in range(sgm.NUM_SLOTS):
         lost = []
         for draw in range(arguments.draws):
-            board = codes.clone()
-            board[:, slot] = torch.multinomial(log_prior[:, slot].exp().cpu(), 1, generator=sgm.seeded(slot, draw))[
-                :, 0
-            ]
+            drawn = torch.multinomial(log_prior[:, slot].exp().cpu(), 1, generator=sgm.seeded(slot, draw))  # (N, 1)
+            board = codes.index_copy(1, torch.tensor([slot]).to(codes.device), drawn.to(codes))
             lost.append((nll(board) - true).mean() / math.log(2))
         print(f"| {slot + 1} | {spent[slot]:.1f} | {torch.stack(lost).mean():.1f} |", flush=True)
 

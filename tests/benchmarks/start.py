@@ -11,9 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from timing import machine
+from timing import ROOT, machine
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "assets" / "storyworld"))
 
 READ = """
@@ -44,9 +43,8 @@ def main() -> None:
                 for _ in range(count // len(lines)):
                     file.writelines(lines)
             command = [sys.executable, "-c", READ, folder, str(ROOT)]
-            rows, seconds, megabytes = subprocess.run(
-                command, check=True, capture_output=True, text=True
-            ).stdout.split()
+            read = subprocess.run(command, check=True, capture_output=True, text=True)
+            rows, seconds, megabytes = read.stdout.split()
         print(f"| {int(rows):,} | {float(seconds):.1f} | {float(megabytes):.0f} |", flush=True)
 
 
