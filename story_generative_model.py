@@ -29,6 +29,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -249,12 +250,13 @@ def parse_args(argv: list[str]) -> tuple[str, Config, set[str]]:
 
 
 def prepare_folder(folder: Path, flag_name: str) -> None:
-    """Finds out in the first second, not at the first checkpoint, that a folder cannot be written."""
+    """Finds out in the first second, not at the first checkpoint, that a folder cannot be written. Of several processes
+    rank 0 alone writes."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()  # without a name that another process could take away
     except OSError as error:
         raise StoryError(f"--{flag_name} {folder} cannot be written: {error}") from error
 

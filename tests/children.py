@@ -11,7 +11,6 @@ seconds of import; their signals, files, exit statuses and process groups are re
 
 import contextlib
 import hashlib
-import itertools
 import json
 import multiprocessing
 import os
@@ -195,22 +194,12 @@ class Child:
         return Path(f"{self.log}.err").read_text()
 
 
-# Below those that the system gives to outgoing connections, a range for each test process, and none twice: what is left
-# of a run that was killed must not meet the next one.
-PORTS = itertools.count(12_000 + 500 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
-
-
-def free_port() -> int:
-    for port in PORTS:
-        with socket.socket() as free, contextlib.suppress(OSError):
-            free.bind(("127.0.0.1", port))
-            return port
-
-
 def together(argv: list[str], log: Path, count: int = 2, fault: str = "") -> list[Child]:
     """`count` processes of one run, as torchrun starts them, over gloo."""
-    shared = dict(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    shared |= dict(ACCELERATE_USE_CPU="true", GLOO_SOCKET_IFNAME="lo")  # no name of this machine is looked up
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = dict(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
     shared |= dict(OMP_NUM_THREADS="1")  # or accelerate sets as many as there are cores, for each of the processes
     return [
         Child(argv, Path(f"{log}{rank}"), fault, RANK=str(rank), LOCAL_RANK=str(rank), **shared)

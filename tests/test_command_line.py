@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ from conftest import ROOT, as_flags
 from PIL import Image
 
 import story_generative_model as sgm
+
+
+def test_processes_that_look_at_one_folder_together_do_not_disturb_each_other(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: sgm.prepare_folder(tmp_path / "run", "output_dir"), range(2000)))
+    assert not list((tmp_path / "run").iterdir())
 
 
 @pytest.fixture()
