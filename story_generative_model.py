@@ -1257,11 +1257,12 @@ def shared_attention(count: int):
 
 
 class SoftPrompt(nn.Module):
-    """Code vectors (B, S, D) -> soft prompt (B, P, E): one map for all slots, which knows the slot.
+    """Code vectors (B, S, D) -> soft prompt (B, P, E): one map for all slots, which knows the slot, on top of a constant.
 
-    It starts as the way back from the encoder's start, at the scale of the language model's own embedding rows, since
-    a prompt of another scale is not listened to (Lester et al. 2021). `nothing` is a learned constant soft prompt: the
-    fair baseline, trained at each step on an eighth of the batch.
+    The map starts as the way back from the encoder's start, at the scale of the language model's own embedding rows,
+    since a prompt of another scale is not listened to (Lester et al. 2021). `nothing` is the constant alone, a learned
+    soft prompt: the fair baseline, trained at each step on an eighth of the batch. What all stories have in common is
+    its to learn, and the codes' to add to.
     """
 
     def __init__(self, config: Config, rows: Tensor):
@@ -1278,16 +1279,16 @@ class SoftPrompt(nn.Module):
             self.straight.weight.zero_()[:, : len(ways_back)] = ways_back.T.repeat(self.per_slot, 1)
             nn.init.normal_(self.bent.weight, std=0.001)
             nn.init.zeros_(self.bent.bias)
-        spots = torch.linspace(0, len(rows) - 1, NUM_SLOTS * self.per_slot).long()
         # in fine units: AdamW moves each number by the learning rate, and a sum over D codes' numbers D times as far
         self.fine = self.unit * config.code_dim
-        self.constant = nn.Parameter(rows[spots].to(torch.get_default_dtype()) / self.fine)  # (P, E)
+        self.constant = nn.Parameter(torch.zeros(NUM_SLOTS * self.per_slot, width))  # (P, E)
 
     def forward(self, vectors: Tensor) -> Tensor:
         slots = self.slot.expand(len(vectors), -1, -1)
         hidden = F.gelu(self.hidden(torch.cat([vectors, slots], -1)))  # (B, S, 4 D)
         embeds = self.straight(vectors) + self.bent(hidden)  # (B, S, P / S * E)
-        return self.unit * embeds.unflatten(-1, (self.per_slot, -1)).flatten(1, 2)  # (B, P, E)
+        embeds = self.unit * embeds.unflatten(-1, (self.per_slot, -1)).flatten(1, 2)  # (B, P, E)
+        return embeds + self.nothing(len(vectors)).detach()
 
     def nothing(self, count: int) -> Tensor:
         """The constant soft prompt for `count` stories, (count, P, E), which says nothing about them."""

@@ -154,8 +154,18 @@ def test_soft_tokens_have_the_scale_of_the_model_s_own_rows(model, make_config, 
     tokens, mask, _ = whole.tokenize([row.story for row in sgm.read_rows(str(data_folder), "train", 4)])
     soft = whole.soft_prompt(whole.encode(tokens, mask).vectors)
     assert 0.2 < soft.std().item() / model.lm.embed.weight.std().item() < 1.2  # chunks are means of words
-    starts = model.soft_prompt.nothing(1)[0]  # the constant soft prompt starts on rows of the embedding
-    assert (starts[:, None] - model.lm.embed.weight).abs().amax(-1).amin(1).max() < 1e-6
+
+
+def test_the_storyboard_adds_to_the_constant_soft_prompt_and_does_not_train_it(model, batch):
+    vectors = torch.randn(2, sgm.NUM_SLOTS, model.config.code_dim)
+    before, constant = model.soft_prompt(vectors), model.soft_prompt.nothing(2).clone()
+    with torch.no_grad():
+        model.soft_prompt.constant += torch.randn_like(model.soft_prompt.constant)
+    moved = model.soft_prompt.nothing(2) - constant
+    assert torch.allclose(model.soft_prompt(vectors) - before, moved, atol=1e-4) and moved.abs().min() > 0
+    model.train()
+    model(batch, sgm.seeded(0)).text_nll.backward()
+    assert not model.soft_prompt.constant.grad.any()
 
 
 @torch.no_grad()
