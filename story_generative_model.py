@@ -290,7 +290,8 @@ import unicodedata
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
 from functools import partial
@@ -380,49 +381,72 @@ def check_image_path(path: str, where: str) -> None:
         raise StoryError(f"{where}: image_path must name a file below the split's folder, got {path[:60]!r}")
 
 
-def digest_of(rows: list[Row]) -> str:
-    """sha256 of what the rows say: the data's name in a checkpoint."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr((row.prompt, row.story, row.panels)).encode())
-    return digest.hexdigest()
+class Rows(Sequence):
+    """The rows of a stories.jsonl, read from the disk when they are asked for: of a million rows only the places are in
+    memory. A row that is no row raises StoryError with its line when its turn comes; with `skip_bad` all are read at
+    the start, and such rows told and left out."""
+
+    def __init__(self, path: Path, limit: int = 0, skip_bad: bool = False):
+        self.path = path
+        self.lines, self.digest = find_lines(path)
+        if skip_bad:
+            readable = np.array([self.is_readable(index) for index in range(len(self))], dtype=bool)
+            self.lines = self.lines[readable]
+            if not readable.all():
+                say(f"{path}: {(~readable).sum()} rows skipped")
+        self.lines = self.lines[: limit or None]
+        if len(self) == 0:
+            raise StoryError(f"{path} holds no stories: run download_data.py again")
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        number, start, end = self.lines[index].tolist()
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            return parse_row(file.read(min(end - start, MAX_ROW + 1)), f"{self.path}:{number}")
+
+    def is_readable(self, index: int) -> bool:
+        try:
+            return bool(self[index])
+        except StoryError as error:
+            say(f"skipped: {error}")
+            return False
 
 
-def read_rows(data_root: str, split: str, limit: int = 0, skip_bad: bool = False) -> list[Row]:
-    """The first `limit` rows of a split (0: all). A bad row stops with its line; with `skip_bad` it is told, and the
-    number of such rows at the end."""
+READ_BLOCK = 1 << 24  # bytes
+
+
+def find_lines(path: Path) -> tuple[np.ndarray, str]:
+    """The lines of a file that are not blank, (N, 3) int64: number from 1, first byte (behind a byte order mark), end;
+    and the sha256 of all bytes, the data's name in a checkpoint."""
+    digest, ends, size = hashlib.sha256(), [], 0
+    with open(path, "rb") as file, ThreadPoolExecutor(1) as hasher:
+        while chunk := file.read(READ_BLOCK):
+            hashing = hasher.submit(digest.update, chunk)  # beside the search: both leave the interpreter free
+            ends.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + size)
+            size += len(chunk)
+            hashing.result()
+        ends = np.concatenate([*ends, [size]])  # the last line may end without a newline
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        file.seek(0)
+        starts[0] = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+        lines, filled = np.stack([np.arange(1, len(ends) + 1), starts, ends], 1), ends > starts
+        for place in np.flatnonzero(ends - starts < len('{"prompt":"","story":"","image_path":""}')):
+            file.seek(starts[place])
+            filled[place] = bool(file.read(ends[place] - starts[place]).strip())
+    return lines[filled], digest.hexdigest()
+
+
+def read_rows(data_root: str, split: str, limit: int = 0, skip_bad: bool = False) -> Rows:
+    """The first `limit` rows of a split (0: all)."""
     path = Path(data_root) / split / "stories.jsonl"
     if not path.is_file():
         raise StoryError(f"{path} does not exist: make it with download_data.py (--source storyworld needs no network)")
-    rows, skipped = [], 0
-    for number, line in enumerate(lines_of(path), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(parse_row(line, f"{path}:{number}"))
-        except StoryError as error:
-            if not skip_bad:
-                raise
-            say(f"skipped: {error}")
-            skipped += 1
-        if limit and len(rows) == limit:
-            break
-    if not rows:
-        raise StoryError(f"{path} holds no stories: run download_data.py again")
-    if skipped:
-        say(f"{path}: {skipped} rows skipped")
-    return rows
-
-
-def lines_of(path: Path) -> Iterator[bytes]:
-    """The lines of a file as bytes, without a byte order mark; of a line that is too long for a row, its start."""
-    with open(path, "rb") as file:
-        start = file.read(len(codecs.BOM_UTF8))
-        file.seek(0 if start != codecs.BOM_UTF8 else len(start))
-        while line := file.readline(MAX_ROW + 1):
-            yield line
-            while len(line) > MAX_ROW and not line.endswith(b"\n"):
-                line = file.readline(MAX_ROW + 1)
+    return Rows(path, limit, skip_bad)
 
 
 def load_picture(folder: Path, name: str, resolution: int, where: str) -> Tensor:
@@ -460,7 +484,7 @@ class StoryDataset(Dataset):
     """Rows by (epoch, index, with_picture): the epoch seeds the choice of the panel, and pictures that nobody will
     score are not read."""
 
-    def __init__(self, rows: list[Row], folder: Path, tokenizer, max_tokens: int, resolution: int, seed: int):
+    def __init__(self, rows: Rows, folder: Path, tokenizer, max_tokens: int, resolution: int, seed: int):
         self.rows, self.folder, self.tokenizer = rows, folder, tokenizer
         self.max_tokens, self.resolution, self.seed = max_tokens, resolution, seed
 
@@ -469,7 +493,10 @@ class StoryDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int, bool]) -> dict:
         epoch, index, with_picture = key
-        row = self.rows[index]
+        try:
+            row = self.rows[index]
+        except StoryError as error:
+            return dict(index=index, tokens=[0], cut=False, problem=str(error))
         tokens = self.tokenizer(row.story, add_special_tokens=False)["input_ids"]
         panel = row.panels[int(torch.randint(len(row.panels), (), generator=seeded(self.seed, epoch, index)))]
         item = dict(index=index, tokens=tokens[: self.max_tokens], cut=len(tokens) > self.max_tokens)
@@ -1327,6 +1354,11 @@ class Losses(NamedTuple):
     total: Tensor  # what is minimised
 
 
+def codebook_sample(num_codes: int) -> int:
+    """How many stories give each of the codes thirty-two chunks to start from."""
+    return -(-32 * num_codes // NUM_SLOTS)
+
+
 class StoryModel(nn.Module):
     """All that is trained, and the frozen backbones as plain attributes."""
 
@@ -1421,10 +1453,8 @@ class StoryModel(nn.Module):
         self.encoder.standardize(self.chunk_vectors(stories[:512]))
 
     def start_codebook(self, stories: list[str]) -> None:
-        """k-means on the chunk vectors of as many stories as give each code thirty-two of them."""
-        count = min(len(stories), -(-32 * self.config.num_codes // NUM_SLOTS))
-        picks = torch.randperm(len(stories), generator=seeded(self.config.seed))[:count].tolist()
-        self.encoder.quantizer.start(self.chunk_vectors([stories[pick] for pick in picks]))
+        """k-means on the chunk vectors of stories of the training set, of which `codebook_sample` are enough."""
+        self.encoder.quantizer.start(self.chunk_vectors(stories))
 
     @torch.no_grad()
     def chunk_vectors(self, stories: list[str]) -> Tensor:
@@ -2570,12 +2600,14 @@ def ignore_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+CHECKED_ROWS = 20_000  # at the start, a second's worth: most data whole; later rows are checked when they are read
+PRIOR_BATCH = 128
 PRIOR_PASSES = 32  # over the training set: beyond that the prior learns a small one by heart
 
 
-def fit_prior(model: StoryModel, stories: list[str], config: Config, batch: int = 128) -> None:
+def fit_prior(model: StoryModel, stories: list[str], config: Config, batch: int = PRIOR_BATCH) -> None:
     """The codes move as long as the encoder learns, and the prior runs behind them: at the end it is fitted to what
-    they have become, over the whole training set, at most PRIOR_PASSES times; the same on every process."""
+    they have become, at most PRIOR_PASSES times over these stories; the same on every process."""
     codes = model.codes_of(stories)  # (N, S)
     steps = min(config.prior_steps, PRIOR_PASSES * len(codes) // batch)
     optimizer = torch.optim.AdamW(
@@ -2600,8 +2632,8 @@ class Trainer:
 
         self.config, self.folder = config, Path(config.output_dir)
         self.rows = read_rows(config.data_root, "train", config.max_train_samples, config.skip_bad_rows)
-        self.held_out = read_rows(config.data_root, "val", config.max_val_samples, config.skip_bad_rows)
-        self.data = dict(stories=len(self.rows), sha256=digest_of(self.rows))
+        self.held_out = list(read_rows(config.data_root, "val", config.max_val_samples, config.skip_bad_rows))
+        self.data = dict(stories=len(self.rows), sha256=self.rows.digest)
         device, dtype = pick_device()
         self.accelerator = Accelerator(
             mixed_precision=precision_for(config, device.type),
@@ -2612,8 +2644,7 @@ class Trainer:
         torch.manual_seed(config.seed)  # the weights at the start
         lm = LanguageModel(config.lm_model, device, dtype, config.gradient_checkpointing)
         self.model = StoryModel(config, lm, LatentDiffusion(config.diffusion_model, device, dtype))
-        self.stories = [row.story for row in self.rows]
-        self.model.start_encoder(self.stories)
+        self.model.start_encoder([row.story for row in self.rows[:CHECKED_ROWS]])
         optimizer = make_optimizer(self.model, config)
         lengths = dict(num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps)
         self.schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
@@ -2632,6 +2663,11 @@ class Trainer:
     def stories_per_step(self) -> int:
         config = self.config
         return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def some_stories(self, count: int) -> list[str]:
+        """The same on every process."""
+        picks = torch.randperm(len(self.rows), generator=seeded(self.config.seed))[:count]
+        return [self.rows[pick].story for pick in picks.tolist()]
 
     def banner(self) -> None:
         from torch.utils.tensorboard.summary import hparams
@@ -2685,7 +2721,7 @@ class Trainer:
         self.prepared.train()
         for batch in self.loader() if self.step < config.max_train_steps else ():
             if self.step >= config.quantizer_warmup_steps and not self.model.encoder.quantizer.updates:
-                self.model.start_codebook(self.stories)
+                self.model.start_codebook(self.some_stories(codebook_sample(config.num_codes)))
             self.tell(batch["problems"])
             with accelerator.accumulate(self.prepared):
                 losses = self.prepared(batch, self.noise())
@@ -2713,7 +2749,7 @@ class Trainer:
             if done or self.step % config.logging_steps == 0:
                 self.log(losses, progress)
             if done:
-                fit_prior(self.model, self.stories, config)
+                fit_prior(self.model, self.some_stories(config.prior_steps * PRIOR_BATCH), config)
             stopped = int(largest(stop.number, accelerator.device))  # a signal to one process stops all
             if not stopped and (done or self.step % config.validation_steps == 0):
                 self.validate()

@@ -1,5 +1,6 @@
 """Data: what a bad row is called, what a picture becomes, and the order in which stories are read."""
 
+import hashlib
 import io
 import json
 from itertools import islice
@@ -38,8 +39,10 @@ def write_rows(folder, *lines):
 )  # fmt: skip
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, bad):
     root = write_rows(tmp_path, GOOD, b"", bad)
+    rows = sgm.read_rows(root, "train")
+    assert rows[0].story == GOOD["story"] and len(rows) == 2
     with pytest.raises(sgm.StoryError, match=r"stories\.jsonl:3\b"):
-        sgm.read_rows(root, "train")
+        rows[1]
 
 
 def test_a_row_without_panels_is_one_panel(tmp_path):
@@ -50,6 +53,18 @@ def test_a_row_without_panels_is_one_panel(tmp_path):
 
 def test_a_limit_reads_no_further(tmp_path):
     assert len(sgm.read_rows(write_rows(tmp_path, GOOD, GOOD, b"{"), "train", 2)) == 2
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 24])
+def test_rows_are_found_wherever_blocks_of_the_file_end(tmp_path, monkeypatch, block):
+    stories = [f"The fox sat {'and sat ' * number}\u00e9." for number in range(9)]
+    root = write_rows(tmp_path, *[GOOD | {"story": story} for story in stories])
+    monkeypatch.setattr(sgm, "READ_BLOCK", block)
+    rows = sgm.read_rows(root, "train")
+    assert [row.story for row in rows] == stories and [row.story for row in rows[-2:]] == stories[-2:]
+    assert rows.digest == hashlib.sha256((tmp_path / "train" / "stories.jsonl").read_bytes()).hexdigest()
+    with pytest.raises(IndexError):
+        rows[9]
 
 
 def test_no_file_and_no_rows_say_what_to_do(tmp_path):

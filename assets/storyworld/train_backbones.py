@@ -584,7 +584,7 @@ def starting_storyboards(lm: sgm.LanguageModel, texts: list[str], num_codes: int
     torch.manual_seed(seed)
     model = sgm.StoryModel(config, lm, None).to(lm.device).eval()
     model.start_encoder(texts)
-    model.start_codebook(texts)
+    model.start_codebook(texts[: sgm.codebook_sample(num_codes)])
     codes = model.codes_of(texts)  # (N, S)
     with torch.no_grad():
         shares = F.one_hot(codes, num_codes).double().mean(0)  # (S, K)

@@ -32,7 +32,7 @@ def sides(config: sgm.Config, data_root: str, pictures: bool) -> dict:
     model = sgm.StoryModel(config, lm, sgm.LatentDiffusion(config.diffusion_model, device, dtype)).to(device)
     stories = [row.story for row in sgm.read_rows(data_root, "train")]
     model.start_encoder(stories)
-    model.start_codebook(stories)
+    model.start_codebook(stories[: sgm.codebook_sample(config.num_codes)])
     optimizer, parameters = sgm.make_optimizer(model, config), list(model.parameters())
     batch = batch_of(model, config, data_root)
     if not pictures:
