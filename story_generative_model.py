@@ -103,6 +103,7 @@ class Config:
         256, "use only the first N validation stories; 0 is all of them", "train evaluate codebook", low=0
     )
     dataloader_num_workers: int = flag(2, "processes that read pictures", low=0)
+    no_feature_cache: bool = flag(False, "encode pictures and texts at each step, instead of once into data_root")
     # optimisation
     output_dir: str = flag("checkpoints/story_gen", "folder for checkpoints and TensorBoard")
     max_train_steps: int = flag(150_000, "optimizer steps", low=1)
@@ -294,13 +295,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -482,10 +484,10 @@ def on_white(image: Image.Image) -> Image.Image:
 
 class StoryDataset(Dataset):
     """Rows by (epoch, index, with_picture): the epoch seeds the choice of the panel, and pictures that nobody will
-    score are not read."""
+    score are not read. With `features` a panel comes encoded, as (moments, states)."""
 
-    def __init__(self, rows: Rows, folder: Path, tokenizer, max_tokens: int, resolution: int, seed: int):
-        self.rows, self.folder, self.tokenizer = rows, folder, tokenizer
+    def __init__(self, rows: Rows, folder: Path, tokenizer, max_tokens: int, resolution: int, seed: int, features=None):
+        self.rows, self.folder, self.tokenizer, self.features = rows, folder, tokenizer, features
         self.max_tokens, self.resolution, self.seed = max_tokens, resolution, seed
 
     def __len__(self) -> int:
@@ -498,15 +500,20 @@ class StoryDataset(Dataset):
         except StoryError as error:
             return dict(index=index, tokens=[0], cut=False, problem=str(error))
         tokens = self.tokenizer(row.story, add_special_tokens=False)["input_ids"]
-        panel = row.panels[int(torch.randint(len(row.panels), (), generator=seeded(self.seed, epoch, index)))]
+        number = int(torch.randint(len(row.panels), (), generator=seeded(self.seed, epoch, index)))
         item = dict(index=index, tokens=tokens[: self.max_tokens], cut=len(tokens) > self.max_tokens)
         if with_picture:
-            item["text"] = panel.text
             try:
-                item["pixels"] = load_picture(self.folder, panel.image_path, self.resolution, row.where)
+                item["panel"] = self.read_panel(index, number, row)
             except StoryError as error:  # told by the trainer: a reader process can only fail with a traceback
                 item["problem"] = str(error)
         return item
+
+    def read_panel(self, index: int, number: int, row: Row) -> dict:
+        if self.features:
+            return self.features.read(index, number)
+        panel = row.panels[number]
+        return dict(text=panel.text, pixels=load_picture(self.folder, panel.image_path, self.resolution, row.where))
 
 
 PAD_TO = 16  # batches come in few lengths: the CPU's kernels are compiled, and kept in memory, for each
@@ -515,22 +522,21 @@ PAD_TO = 16  # batches come in few lengths: the CPU's kernels are compiled, and 
 def collate(items: list[dict], max_tokens: int) -> dict:
     """tokens (B, T) int64, padded at the right with 0 to a multiple of PAD_TO, or to the `max_tokens` that a story may
     have; mask (B, T) bool; cut (B,) bool: the story was longer than that.
-    M items carry a picture: pixels (M, 3, R, R) float32, texts of length M, and `painted`, their places in the batch;
-    `problems` tells of pictures that could not be read."""
+    M items carry a panel: `painted` are their places in the batch, `panels` what LatentDiffusion.features takes, a
+    list for each key; `problems` tells of what could not be read."""
     length = min(-(-max(len(item["tokens"]) for item in items) // PAD_TO) * PAD_TO, max_tokens)
     tokens = torch.tensor([item["tokens"] + [0] * (length - len(item["tokens"])) for item in items])  # (B, T)
     lengths = torch.tensor([len(item["tokens"]) for item in items])
-    places = [place for place, item in enumerate(items) if "pixels" in item]
-    painted = [items[place] for place in places]
+    places = [place for place, item in enumerate(items) if "panel" in item]
+    panels = [items[place]["panel"] for place in places]
     return dict(
         index=[item["index"] for item in items],
         tokens=tokens,
         mask=torch.arange(length) < lengths[:, None],  # (B, T)
         cut=torch.tensor([item["cut"] for item in items]),
-        texts=[item["text"] for item in painted],
         painted=places,
+        panels={key: [panel[key] for panel in panels] for key in (panels[0] if panels else ())},
         problems=[item["problem"] for item in items if "problem" in item],
-        pixels=torch.stack([item["pixels"] for item in painted]) if painted else None,
     )
 
 
@@ -1178,35 +1184,52 @@ class LatentDiffusion:
             pieces = [tokens[i : i + length - 2] for i in range(0, max(len(tokens), 1), length - 2)]
             counts.append(len(pieces))
             windows += [([start] + piece + [end] + [pad] * length)[:length] for piece in pieces]
-        states = self.text_encoder(torch.tensor(windows, device=self.device))[0]  # (all windows, L, C)
-        joined = nn.utils.rnn.pad_sequence([part.flatten(0, 1) for part in states.split(counts)], batch_first=True)
-        sizes = torch.tensor(counts, device=self.device)[:, None] * length
-        return joined, torch.arange(joined.shape[1], device=self.device) < sizes
+        states = self.text_encoder(torch.tensor(windows, device=self.text_encoder.device))[0]  # (all windows, L, C)
+        return joined([part.flatten(0, 1).to(self.device, self.dtype) for part in states.split(counts)])
 
     @torch.no_grad()
     def encode_pictures(self, pixels: Tensor) -> Tensor:
-        """(M, 3, R, R) in [-1, 1] -> scaled latents (M, C, R/f, R/f), the mean of the autoencoder's posterior."""
+        """(M, 3, R, R) in [-1, 1] -> moments (M, 2, C, R/f, R/f): mean and standard deviation of the autoencoder's
+        posterior over scaled latents."""
         posterior = self.vae.encode(pixels.to(self.device, self.dtype)).latent_dist
-        return posterior.mean * self.vae.config.scaling_factor
+        return torch.stack([posterior.mean, posterior.std], 1) * self.vae.config.scaling_factor
 
-    def add_noise(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy latents x_t, timesteps t (B,) and noise eps. The timesteps are stratified: one from each of B equal
-        parts of the schedule, so that a small batch sees all noise levels."""
-        count, steps = len(latents), self.noise_schedule.config.num_train_timesteps
+    def features(self, panels: dict[str, list]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the frozen encoders make of M panels: moments, states (M, L, C) and their mask (M, L), from their pixels
+        and texts or, where these were encoded before, from the FeatureCache."""
+        if "pixels" in panels:
+            return self.encode_pictures(torch.stack(panels["pixels"])), *self.encode_texts(panels["text"])
+        moments = torch.stack(panels["moments"]).to(self.device, self.dtype)
+        return moments, *joined([states.to(self.device, self.dtype) for states in panels["states"]])
+
+    def add_noise(self, moments: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy latents x_t, timesteps t (B,) and noise eps; x_0 is drawn from the posterior of the moments. The
+        timesteps are stratified: one from each of B equal parts of the schedule, so that a small batch sees all noise
+        levels."""
+        count, steps = len(moments), self.noise_schedule.config.num_train_timesteps
         spots = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
         timesteps = (spots * steps).long().clamp(max=steps - 1).to(self.device)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        mean, deviation = moments.unbind(1)
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        latents = mean + deviation * torch.randn(mean.shape, generator=generator).to(mean)
         return self.noise_schedule.add_noise(latents, noise, timesteps), timesteps, noise
 
-    def nll(self, latents: Tensor, states: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+    def nll(self, moments: Tensor, states: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
         """Denoising error of each picture, (B,): mean over latent elements of ||eps_omega(x_t, t, s) - eps||^2, given
         the states (B, L, C) of s and their mask. Differentiable in `states`."""
-        noisy, timesteps, noise = self.add_noise(latents, generator)
+        noisy, timesteps, noise = self.add_noise(moments, generator)
         predicted = self.unet(noisy, timesteps, states, encoder_attention_mask=mask).sample
         if self.prediction_type == "v_prediction":  # v = alpha eps - sigma x_0, so eps = alpha v + sigma x_t
             alpha_bar = self.noise_schedule.alphas_cumprod.to(noisy)[timesteps][:, None, None, None]
             predicted = alpha_bar.sqrt() * predicted + (1 - alpha_bar).sqrt() * noisy
         return (predicted.float() - noise.float()).square().mean((1, 2, 3))
+
+    def release_encoders(self) -> None:
+        """Where all panels are encoded the autoencoder's encoder goes, and the text encoder leaves the device: it has
+        the sample's texts to read and no more."""
+        self.vae.encoder = self.vae.quant_conv = None
+        self.pipeline.text_encoder = None  # the pipeline would take its device for the painter's
+        self.text_encoder.to("cpu")
 
     def silence(self) -> Tensor:
         """The last state (C,) of the empty text: a token that asks for nothing."""
@@ -1258,6 +1281,139 @@ class LatentDiffusion:
             yield
         finally:
             self.unet.set_attn_processor(before)
+
+
+FEATURE_BLOCK = 256  # stories in a file
+
+
+class FeatureCache:
+    """What the frozen encoders make of the panels of a split, kept in memory-mapped safetensors beside them:
+    split/features/KEY/NNNNNN.safetensors, a file for each block of stories. KEY names the encoders by their weights, so
+    another model has another folder; a file names the texts and picture bytes that it was made of, so a picture that
+    has changed is encoded again. Its .stamp says when that was last looked at: while no file has another size or time,
+    no picture is opened."""
+
+    def __init__(self, rows: Rows, folder: Path, diffusion: LatentDiffusion):
+        self.rows, self.folder, self.resolution = rows, folder, diffusion.resolution
+        self.key = folder / "features" / fingerprint(diffusion)
+        self.blocks = range(-(-len(rows) // FEATURE_BLOCK))
+
+    def path(self, block: int) -> Path:
+        return self.key / f"{block:06d}.safetensors"
+
+    def build(self, diffusion: LatentDiffusion, batch: int, skip_bad: bool, rank: int = 0, ranks: int = 1) -> None:
+        """Encodes what is missing or has changed, every `ranks`-th block on this process. A killed build has lost the
+        blocks in hand."""
+        mine = self.blocks[rank::ranks]
+        try:
+            self.key.mkdir(parents=True, exist_ok=True)
+            for block in tqdm(mine, desc="feature cache", disable=bool(rank) or not sys.stderr.isatty(), leave=False):
+                rows = self.rows[block * FEATURE_BLOCK : (block + 1) * FEATURE_BLOCK]
+                stamp, stamped = stamp_of(rows, self.folder), self.path(block).with_suffix(".stamp")
+                if self.path(block).is_file() and stamped.is_file() and stamped.read_text() == stamp:
+                    continue
+                content = content_of(rows, self.folder)
+                if not self.path(block).is_file() or open_features(self.path(block)).metadata()["content"] != content:
+                    tensors, problems = self.encode(diffusion, rows, batch, skip_bad)
+                    metadata = dict(content=content, problems=json.dumps(problems))
+                    write_whole(self.path(block), safetensors.torch.save(tensors, metadata))
+                write_whole(stamped, stamp.encode())
+        except OSError as error:
+            free = shutil.disk_usage(self.folder).free / 1e6
+            advice = "--no_feature_cache encodes at each step instead"
+            raise StoryError(f"{self.key} cannot be written: {error}; {free:.1f} MB free; {advice}") from error
+
+    def encode(self, diffusion: LatentDiffusion, rows: list[Row], batch: int, skip_bad: bool) -> tuple[dict, dict]:
+        """The tensors of a block of N panels: moments (N, 2, C, h, w), all states one after the other, where each ends
+        (N,), and the first panel of each story; and what was wrong with which panel."""
+        panels = [(row.where, panel) for row in rows for panel in row.panels]
+        moments, states, problems = [], [], {}
+        for start in range(0, len(panels), batch):
+            part, pixels = panels[start : start + batch], []
+            for place, (where, panel) in enumerate(part, start):
+                try:
+                    pixels.append(load_picture(self.folder, panel.image_path, self.resolution, where))
+                except StoryError as error:
+                    if not skip_bad:
+                        raise
+                    problems[str(place)] = str(error)
+                    pixels.append(torch.zeros(3, self.resolution, self.resolution))
+            moments.append(diffusion.encode_pictures(torch.stack(pixels)).cpu())
+            own, heard = diffusion.encode_texts([panel.text for _, panel in part])
+            states += [one[mask].cpu() for one, mask in zip(own, heard)]
+        ends, firsts = ([0, *np.cumsum(list(map(len, many)))] for many in (states, [row.panels for row in rows]))
+        places = dict(ends=torch.tensor(ends[1:]), firsts=torch.tensor(firsts[:-1]))
+        return dict(moments=torch.cat(moments), states=torch.cat(states), **places), problems
+
+    def read(self, index: int, panel: int) -> dict:
+        """The moments (2, C, h, w) and states (L, C) of one panel of a story."""
+        file = open_features(self.path(index // FEATURE_BLOCK))
+        place = int(file.get_slice("firsts")[index % FEATURE_BLOCK]) + panel
+        problem = json.loads(file.metadata()["problems"]).get(str(place))
+        if problem:
+            raise StoryError(problem)
+        ends = file.get_slice("ends")
+        start = int(ends[place - 1]) if place else 0
+        moments, states = file.get_slice("moments")[place], file.get_slice("states")[start : int(ends[place])]
+        return dict(moments=moments, states=states)
+
+
+def open_features(path: Path):
+    """A file of features, memory-mapped; the last few stay open in each process."""
+    return memory_mapped(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def memory_mapped(path: Path, _written: int):
+    return safetensors.safe_open(path, framework="pt")
+
+
+def fingerprint(diffusion: LatentDiffusion) -> str:
+    """Names the frozen encoders by all that features depend on: weights, resolution, scale, text length."""
+    settings = (diffusion.resolution, diffusion.vae.config.scaling_factor, diffusion.tokenizer.model_max_length)
+    digest = hashlib.sha256(repr((settings, diffusion.dtype)).encode())
+    for part in (diffusion.vae.encoder, diffusion.vae.quant_conv, diffusion.text_encoder):
+        for tensor in part.state_dict().values():
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def stamp_of(rows: list[Row], folder: Path) -> str:
+    """Changes with each text, and with the name, size or time of each picture; of a missing one it says that."""
+    digest = hashlib.sha256()
+    for panel in (panel for row in rows for panel in row.panels):
+        path = folder / panel.image_path
+        state = path.stat() if path.is_file() else None
+        digest.update(repr((panel, state and (state.st_size, state.st_mtime_ns))).encode())
+    return digest.hexdigest()
+
+
+def content_of(rows: list[Row], folder: Path) -> str:
+    """Changes with each text and with the bytes of each picture."""
+    digest = hashlib.sha256()
+    for panel in (panel for row in rows for panel in row.panels):
+        path = folder / panel.image_path
+        picture = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        digest.update(repr((panel.text, picture)).encode())
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A file that is there whole or not at all; where that fails nothing is left of it."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def joined(states: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """States of texts (L_i, C), i < B -> (B, L, C), padded with zeros, and a mask (B, L) bool of what is no padding."""
+    lengths = torch.tensor([len(one) for one in states], device=states[0].device)
+    padded = nn.utils.rnn.pad_sequence(states, batch_first=True)
+    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
 
 
 def shared_attention(count: int):
@@ -1406,10 +1562,9 @@ class StoryModel(nn.Module):
         words = (self.lm.tokenizer.decode([token]).strip() for token in (tokens @ rows.T).argmax(1).tolist())
         return ["".join(letter for letter in word if letter.isprintable()) for word in words]
 
-    def condition(self, texts: list[str], vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """What the painter is told: the states of M texts (M, L, C) and their mask, and with `--image_condition
+    def condition(self, states: Tensor, mask: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """What the painter is told: the states of M texts (M, L, C) and their mask (M, L), and with `--image_condition
         storyboard` what the vectors (M, S, D) say behind them."""
-        states, mask = self.diffusion.encode_texts(texts)
         if self.image_condition is None:
             return states, mask
         tokens = self.image_condition(vectors).to(states)  # (M, S, C)
@@ -1442,7 +1597,7 @@ class StoryModel(nn.Module):
         length = mask.sum(1).to(bound).mean()  # tokens of a story
         # per token of all processes' stories: several processes train as one would with the joined batch
         total = (bound + config.commitment_weight * storyboard.commitment * length) / all_mean(length)
-        if batch["pixels"] is not None:
+        if batch["painted"]:
             total = total + config.diffusion_weight * diffusion_nll
         share = storyboard.share.mean()
         return Losses(text_nll, latent_nll, storyboard.commitment, diffusion_nll, constant_nll, share, total)
@@ -1472,12 +1627,12 @@ class StoryModel(nn.Module):
         """The denoising error of the batch's M pictures; NaN without any. Where the
         painter is conditioned on the text alone, which nothing here trains, the term is a monitor."""
         diffusion = self.diffusion
-        if diffusion is None or batch["pixels"] is None:
+        if diffusion is None or not batch["painted"]:
             return torch.full((), math.nan, device=self.lm.device)
-        latents = diffusion.encode_pictures(batch["pixels"])
+        moments, *heard = diffusion.features(batch["panels"])
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.image_condition is not None):
-            condition = self.condition(batch["texts"], vectors[batch["painted"]])
-            return diffusion.nll(latents, *condition, noise).mean()
+            condition = self.condition(*heard, vectors[batch["painted"]])
+            return diffusion.nll(moments, *condition, noise).mean()
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -1490,7 +1645,7 @@ CHECKPOINT_KEYS = ("config", "step", "model", "backbones")
 RESUME_KEYS = ("optimizer", "lr_scheduler", "scaler", "position", "data")
 FREE_TO_CHANGE = {  # where a run goes on; all other settings of train make it another run
     "preset", "data_root", "output_dir", "max_train_samples", "max_val_samples", "dataloader_num_workers",
-    "gradient_checkpointing", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint",
+    "no_feature_cache", "gradient_checkpointing", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint",
     "validation_steps", "logging_steps", "validation_prompt", "override", "skip_bad_rows", "temperature", "top_p",
     "max_new_tokens", "num_inference_steps", "guidance_scale", "eval_batch_size", "debug",
 }  # fmt: skip
@@ -1788,7 +1943,8 @@ def illustrate(model: StoryModel, config: Config, prompts: list[str], seeds: lis
     shift = 0 if config.panel_consistency == "noise" else 1
     noise = [seed + shift * number for seed, count in zip(seeds, counts) for number in range(count)]
     vectors = model.encoder.quantizer.look_up(codes).repeat_interleave(torch.tensor(counts, device=codes.device), 0)
-    condition = model.condition([text for parts in told for text in parts], vectors)
+    texts_so_far = [text for parts in told for text in parts]
+    condition = model.condition(*model.diffusion.encode_texts(texts_so_far), vectors)
     pictures = iter(model.diffusion.paint(*condition, config, noise))
     noise = iter(noise)
     return [
@@ -1951,15 +2107,10 @@ def generate(config: Config, checkpoint: dict, given: set[str] = frozenset()) ->
 
 def write_safely(path: Path, write) -> None:
     """`write` makes bytes; they are at `path` as a whole or not at all."""
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(write())
-        os.replace(part, path)
+        write_whole(path, write())
     except OSError as error:
         raise StoryError(f"--output {path} cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def png_bytes(image: Image.Image, notes: PngImagePlugin.PngInfo | None = None) -> bytes:
@@ -2272,13 +2423,14 @@ def measure_pictures(
             load_picture(folder, panel.image_path, diffusion.resolution, rows[i].where)
             for i, panel in zip(batch, panels)
         ]
-        latents = diffusion.encode_pictures(torch.stack(pixels))
+        moments = diffusion.encode_pictures(torch.stack(pixels))
         followers = [rows[(i + 1) % len(rows)].panels for i in batch]
         others = [candidates[i % len(candidates)] for i, candidates in zip(batch, followers)]  # the same beat
         own, other = codes[list(batch)], codes.roll(-1, 0)[list(batch)]
         for kind, speakers, board in zip(errors, (panels, others, panels), (own, own, other)):
-            condition = model.condition([panel.text for panel in speakers], model.encoder.quantizer.look_up(board))
-            nll = diffusion.nll(latents, *condition, seeded(config.seed, 2, start))
+            heard = diffusion.encode_texts([panel.text for panel in speakers])
+            condition = model.condition(*heard, model.encoder.quantizer.look_up(board))
+            nll = diffusion.nll(moments, *condition, seeded(config.seed, 2, start))
             errors[kind].append(nll.double().cpu().numpy())
     return {f"diffusion_nll.{kind}": np.concatenate(values) for kind, values in errors.items()}
 
@@ -2297,9 +2449,8 @@ def measure_factors(model: StoryModel, rows: list[Row], codes: Tensor, config: C
     shown = (*ALWAYS_SHOWN, *SCENES[-1].shows)  # by the picture of a whole story, which is its last panel
     for start in tqdm(range(0, len(rows), size), desc="pictures", disable=not sys.stderr.isatty(), leave=False):
         batch = rows[start : start + size]
-        condition = model.condition(
-            [row.story for row in batch], model.encoder.quantizer.look_up(codes[start : start + size])
-        )
+        heard = model.diffusion.encode_texts([row.story for row in batch])
+        condition = model.condition(*heard, model.encoder.quantizer.look_up(codes[start : start + size]))
         seeds = [config.seed + start + place for place in range(len(batch))]
         pictures = model.diffusion.paint(*condition, config, seeds)
         pixels = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).permute(0, 3, 1, 2) / 255
@@ -2650,6 +2801,10 @@ class Trainer:
         self.schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
         # neither the schedule, which would run as many times too fast as there are processes, nor anything frozen
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.pictures = min(config.diffusion_stories or config.train_batch_size, config.train_batch_size)  # of a batch
+        # a monitor is worth its time where it is logged
+        trains = self.model.image_condition is not None
+        self.every = 1 if trains else config.logging_steps * config.gradient_accumulation_steps
         self.step, self.micro_step, self.grad_norm = 0, 0, 0.0
         self.position, self.skipped, self.resumed_from = 0, 0, ""  # stories read, pictures left out
         self.resume()
@@ -2694,21 +2849,38 @@ class Trainer:
     def loader(self) -> DataLoader:
         """Batches from the place in the stream that this step has come to, without end."""
         config, accelerator = self.config, self.accelerator
-        pictures = config.diffusion_stories or config.train_batch_size
-        ranks = dict(rank=accelerator.process_index, ranks=accelerator.num_processes)
-        if self.model.image_condition is None:  # a monitor is worth its time where it is logged
-            ranks["every"] = config.logging_steps * config.gradient_accumulation_steps
-        batches = StoryBatches(len(self.rows), config.train_batch_size, pictures, config.seed, self.position, **ranks)
+        ranks = dict(rank=accelerator.process_index, ranks=accelerator.num_processes, every=self.every)
+        batches = StoryBatches(
+            len(self.rows), config.train_batch_size, self.pictures, config.seed, self.position, **ranks
+        )
         lm, diffusion, folder = self.model.lm, self.model.diffusion, Path(config.data_root) / "train"
         sizes = (self.model.max_tokens, diffusion.resolution)
         return DataLoader(
-            StoryDataset(self.rows, folder, lm.tokenizer, *sizes, config.seed),
+            StoryDataset(self.rows, folder, lm.tokenizer, *sizes, config.seed, self.encode_panels()),
             batch_sampler=batches,
             collate_fn=partial(collate, max_tokens=self.model.max_tokens),
             num_workers=config.dataloader_num_workers,
             worker_init_fn=ignore_signals,
             pin_memory=accelerator.device.type == "cuda",
         )
+
+    def encode_panels(self) -> FeatureCache | None:
+        """The feature cache, where the run will look at more panels than there are; else encoding them at their step is
+        less work."""
+        config, processes = self.config, self.accelerator.num_processes
+        looks = config.max_train_steps * config.gradient_accumulation_steps // self.every * self.pictures * processes
+        panels = len(self.rows) * np.mean([len(row.panels) for row in self.rows[:CHECKED_ROWS]])
+        if config.no_feature_cache or looks <= panels:
+            return None
+        diffusion = self.model.diffusion
+        features = FeatureCache(self.rows, Path(config.data_root) / "train", diffusion)
+        say(f"  feature cache: about {panels:,.0f} panels, encoded once into {features.key}")
+        features.build(
+            diffusion, config.train_batch_size, config.skip_bad_rows, self.accelerator.process_index, processes
+        )
+        self.accelerator.wait_for_everyone()
+        diffusion.release_encoders()
+        return features
 
     def fit(self) -> StoryModel:
         config, accelerator, parameters = self.config, self.accelerator, list(self.model.parameters())

@@ -167,8 +167,9 @@ def test_the_error_is_that_of_the_noise_whatever_the_model_predicts(either_diffu
     diffusion = either_diffusion
     latents = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     states, mask = diffusion.encode_texts(["a fox"] * 4)
-    nll = diffusion.nll(latents, states, mask, sgm.seeded(0))
-    noisy, timesteps, noise = diffusion.add_noise(latents, sgm.seeded(0))
+    moments = torch.stack([latents, torch.zeros_like(latents)], 1)
+    nll = diffusion.nll(moments, states, mask, sgm.seeded(0))
+    noisy, timesteps, noise = diffusion.add_noise(moments, sgm.seeded(0))
     scheduler = DDIMScheduler.from_config(diffusion.pipeline.scheduler.config)
     scheduler.set_timesteps(1000)
     for row, t in enumerate(timesteps):
@@ -187,11 +188,17 @@ def test_another_prediction_type_is_refused(tmp_path):
 
 
 @torch.no_grad()
-def test_latents_are_the_scaled_mean(diffusion):
+def test_moments_are_the_scaled_posterior_s_and_latents_are_drawn_from_it(diffusion):
     pixels = torch.rand(3, 3, 32, 32) * 2 - 1
-    mean = diffusion.vae.encode(pixels).latent_dist.mean
-    torch.testing.assert_close(diffusion.encode_pictures(pixels), 0.7 * mean)
+    posterior = diffusion.vae.encode(pixels).latent_dist
+    moments = diffusion.encode_pictures(pixels)
+    torch.testing.assert_close(moments, 0.7 * torch.stack([posterior.mean, posterior.std], 1))
     assert diffusion.resolution == 32
+    sharp = moments * torch.tensor([1.0, 0.0])[:, None, None, None]
+    (drawn, timesteps, _), (mean, _, _) = (diffusion.add_noise(some, sgm.seeded(0)) for some in (moments, sharp))
+    share = diffusion.noise_schedule.alphas_cumprod[timesteps].sqrt()[:, None, None, None]
+    off = (drawn - mean) / share / moments[:, 1]  # in the posterior's own standard deviations
+    assert abs(off.mean()) < 0.1 and abs(off.std() - 1) < 0.1
 
 
 @torch.no_grad()
@@ -211,16 +218,16 @@ def test_a_long_text_is_read_in_windows(diffusion):
 
 @torch.no_grad()
 def test_masked_windows_do_not_change_the_shorter_text(diffusion):
-    latents = torch.randn(2, 4, 16, 16)
-    with_long = diffusion.nll(latents, *diffusion.encode_texts(["a fox", "b" * 40]), sgm.seeded(0))
-    alone = diffusion.nll(latents, *diffusion.encode_texts(["a fox", "a fox"]), sgm.seeded(0))
+    moments = torch.rand(2, 2, 4, 16, 16)
+    with_long = diffusion.nll(moments, *diffusion.encode_texts(["a fox", "b" * 40]), sgm.seeded(0))
+    alone = diffusion.nll(moments, *diffusion.encode_texts(["a fox", "a fox"]), sgm.seeded(0))
     torch.testing.assert_close(with_long[0], alone[0])
     assert not torch.allclose(with_long[1], alone[1], rtol=1e-6, atol=0)
 
 
 def test_timesteps_are_stratified(diffusion):
-    latents = torch.zeros(10, 4, 16, 16)
-    draws = [diffusion.add_noise(latents, sgm.seeded(seed))[1] for seed in range(20)]
+    moments = torch.zeros(10, 2, 4, 16, 16)
+    draws = [diffusion.add_noise(moments, sgm.seeded(seed))[1] for seed in range(20)]
     assert all(sorted((timesteps // 100).tolist()) == list(range(10)) for timesteps in draws)
     assert len({tuple(timesteps.tolist()) for timesteps in draws}) == 20
     assert any(timesteps.tolist() != sorted(timesteps.tolist()) for timesteps in draws)

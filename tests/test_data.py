@@ -156,20 +156,20 @@ def dataset(data_folder, lm):
 
 
 def test_the_panel_is_a_function_of_seed_epoch_and_index(dataset):
-    chosen = [[dataset[epoch, index, True]["text"] for index in range(24)] for epoch in range(3)]
-    assert chosen == [[dataset[epoch, index, True]["text"] for index in range(24)] for epoch in range(3)]
+    chosen = [[dataset[epoch, index, True]["panel"]["text"] for index in range(24)] for epoch in range(3)]
+    assert chosen == [[dataset[epoch, index, True]["panel"]["text"] for index in range(24)] for epoch in range(3)]
     assert chosen[0] != chosen[1] != chosen[2]
     for index in range(24):
         item = dataset[0, index, True]
-        panel = next(panel for panel in dataset.rows[index].panels if panel.text == item["text"])
-        assert torch.equal(item["pixels"], sgm.load_picture(dataset.folder, panel.image_path, 16, ""))
+        panel = next(panel for panel in dataset.rows[index].panels if panel.text == item["panel"]["text"])
+        assert torch.equal(item["panel"]["pixels"], sgm.load_picture(dataset.folder, panel.image_path, 16, ""))
 
 
 def test_a_story_beyond_the_context_is_cut_and_marked(dataset):
     long, short = dataset[0, 1, False], dataset[0, 0, False]
     whole = dataset.tokenizer(dataset.rows[1].story)["input_ids"]
     assert long["cut"] and long["tokens"] == whole[:40] and len(whole) > 40
-    assert not short["cut"] and "pixels" not in short
+    assert not short["cut"] and "panel" not in short
 
 
 def test_collate_masks_padding_alone(dataset):
@@ -182,7 +182,8 @@ def test_collate_masks_padding_alone(dataset):
     assert batch["mask"].dtype == torch.bool and batch["mask"].shape == (4, 40)  # the longest that fits
     assert sgm.collate(items[:1], 40)["mask"].shape == (1, -(-len(items[0]["tokens"]) // 16) * 16)  # else few lengths
     assert batch["cut"].tolist() == [False, True, False, False]
-    assert batch["pixels"].shape == (2, 3, 16, 16) and len(batch["texts"]) == 2
+    assert batch["painted"] == [0, 1] and len(batch["panels"]["text"]) == 2
+    assert [pixels.shape for pixels in batch["panels"]["pixels"]] == [(3, 16, 16)] * 2
 
 
 # The order of the stream

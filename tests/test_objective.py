@@ -75,8 +75,8 @@ def test_the_losses_have_their_stated_units(model, batch):
     torch.testing.assert_close(losses.latent_nll, -log_probs.sum() / 4)
     constant = model.lm.nll(model.soft_prompt.nothing(1), tokens[:1], mask[:1], cut[:1])
     torch.testing.assert_close(losses.constant_nll, constant[0])
-    latents = model.diffusion.encode_pictures(batch["pixels"])
-    errors = model.diffusion.nll(latents, *model.diffusion.encode_texts(batch["texts"]), sgm.seeded(0))
+    moments, *heard = model.diffusion.features(batch["panels"])
+    errors = model.diffusion.nll(moments, *heard, sgm.seeded(0))
     torch.testing.assert_close(losses.diffusion_nll, errors.mean())
     torch.testing.assert_close(losses.vote_share, board.share.mean())
 
@@ -99,8 +99,8 @@ def test_the_painter_s_error_teaches_the_storyboard_where_it_is_the_condition(ma
     model = sgm.StoryModel(make_config(image_condition="storyboard"), lm, diffusion).train()
     model.encoder.quantizer.start(torch.randn(64, 4))
     board = model.encode(batch["tokens"], batch["mask"])
-    states, mask = model.condition(batch["texts"], board.vectors)
-    text_states, text_mask = diffusion.encode_texts(batch["texts"])
+    text_states, text_mask = diffusion.encode_texts(batch["panels"]["text"])
+    states, mask = model.condition(text_states, text_mask, board.vectors)
     assert torch.equal(states[:, :-8], text_states) and torch.equal(mask[:, :-8], text_mask) and mask[:, -8:].all()
     torch.testing.assert_close(states[:, -8:], diffusion.silence().expand(4, 8, -1))
     frozen = frozen_tensors(model)
@@ -109,22 +109,23 @@ def test_the_painter_s_error_teaches_the_storyboard_where_it_is_the_condition(ma
     model(batch, sgm.seeded(0)).diffusion_nll.backward()
     assert model.encoder.to_code.weight.grad.any() and model.image_condition.out.weight.grad.any()
     assert all(torch.equal(before, frozen_tensors(model)[name]) for name, before in frozen.items())
-    own, _ = model.condition(batch["texts"], model.encoder.quantizer.look_up(board.codes))
-    other, _ = model.condition(batch["texts"], model.encoder.quantizer.look_up((board.codes + 1) % 8))
+    own, _ = model.condition(text_states, text_mask, model.encoder.quantizer.look_up(board.codes))
+    other, _ = model.condition(text_states, text_mask, model.encoder.quantizer.look_up((board.codes + 1) % 8))
     assert (own[:, -8:] != other[:, -8:]).any(-1).all()
 
 
 def test_the_diffusion_term_is_a_monitor_and_may_be_absent(model, batch):
     losses = model(batch, sgm.seeded(0))
     assert losses.diffusion_nll > 0 and not losses.diffusion_nll.requires_grad
-    without = model(batch | dict(pixels=None, pictures=[], texts=[]), sgm.seeded(0))
+    without = model(batch | dict(painted=[], panels={}), sgm.seeded(0))
     assert without.diffusion_nll.isnan() and without.total.isfinite()
     torch.testing.assert_close(losses.total - without.total, model.config.diffusion_weight * losses.diffusion_nll)
 
 
 @torch.no_grad()
 def test_padding_changes_no_loss(model, batch):
-    first = {key: value[:1] for key, value in batch.items()}
+    first = {key: value[:1] for key, value in batch.items() if key != "panels"}
+    first["panels"] = {key: value[:1] for key, value in batch["panels"].items()}
     length = int(first["mask"].sum())
     narrow = first | dict(tokens=first["tokens"][:, :length], mask=first["mask"][:, :length])
     wide = first | dict(tokens=first["tokens"].masked_fill(~first["mask"], 7))

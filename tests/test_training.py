@@ -144,7 +144,7 @@ def test_two_accumulated_batches_are_one_step(make_config, monkeypatch, lm, diff
     def recorded(self, batch, noise):
         if self.training:
             weight = self.soft_prompt.straight.weight.detach().clone()
-            seen.append((batch["index"], len(batch["texts"]), int(self.encoder.quantizer.updates) > 0, weight))
+            seen.append((batch["index"], len(batch["painted"]), int(self.encoder.quantizer.updates) > 0, weight))
         return forward(self, batch, noise)
 
     monkeypatch.setattr(sgm.StoryModel, "forward", recorded)

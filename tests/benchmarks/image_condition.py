@@ -65,13 +65,14 @@ def main() -> None:
                 sgm.load_picture(Path(arguments.data_root, "val"), panel.image_path, model.diffusion.resolution, "")
                 for _, panel in part
             ]
-            latents = model.diffusion.encode_pictures(torch.stack(pixels))
+            moments = model.diffusion.encode_pictures(torch.stack(pixels))
+            heard = model.diffusion.encode_texts(texts)
             conditions = {"own storyboard": vectors, "another's storyboard": vectors.roll(1, 0), "text alone": None}
             for kind, said in conditions.items():
                 model.image_condition = None if said is None else learned
-                condition = model.condition(texts, said)
+                condition = model.condition(*heard, said)
                 draws = [
-                    model.diffusion.nll(latents, *condition, sgm.seeded(9, start, d)) for d in range(arguments.draws)
+                    model.diffusion.nll(moments, *condition, sgm.seeded(9, start, d)) for d in range(arguments.draws)
                 ]
                 errors.setdefault(kind, []).append(torch.stack(draws).mean(0).numpy())
                 pictures = model.diffusion.paint(*condition, config, list(range(start, start + len(part))))

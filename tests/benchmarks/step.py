@@ -36,7 +36,7 @@ def sides(config: sgm.Config, data_root: str, pictures: bool) -> dict:
     optimizer, parameters = sgm.make_optimizer(model, config), list(model.parameters())
     batch = batch_of(model, config, data_root)
     if not pictures:
-        batch |= dict(pixels=None, texts=[], painted=[])
+        batch |= dict(panels={}, painted=[])
     precision = sgm.precision_for(config, device.type)
     autocast = dict(device_type=device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
@@ -53,8 +53,8 @@ def sides(config: sgm.Config, data_root: str, pictures: bool) -> dict:
     heard = torch.cat([torch.arange(len(tokens)), torch.arange(0, len(tokens), 8)])  # the constant prompt's are a part
     soft = model.soft_prompt.nothing(len(heard)).detach().requires_grad_()
     if pictures:
-        latents = model.diffusion.encode_pictures(batch["pixels"])
-        states, seen = model.condition(batch["texts"], torch.zeros(len(latents), sgm.NUM_SLOTS, config.code_dim))
+        moments, *heard_texts = model.diffusion.features(batch["panels"])
+        states, seen = model.condition(*heard_texts, torch.zeros(len(moments), sgm.NUM_SLOTS, config.code_dim))
         states = states.detach().requires_grad_(model.image_condition is not None)
 
     def floor():
@@ -62,7 +62,7 @@ def sides(config: sgm.Config, data_root: str, pictures: bool) -> dict:
             loss = lm.nll(soft, tokens[heard], mask[heard], cut[heard]).mean()
             if pictures:
                 with torch.set_grad_enabled(states.requires_grad):
-                    error = model.diffusion.nll(latents, states, seen, sgm.seeded(0)).mean()
+                    error = model.diffusion.nll(moments, states, seen, sgm.seeded(0)).mean()
                 loss = loss + error
         torch.autograd.grad(loss, [soft, states] if pictures and states.requires_grad else [soft])
 
