@@ -1440,7 +1440,7 @@ def shared_attention(count: int):
 
 
 class SoftPrompt(nn.Module):
-    """Code vectors (B, S, D) -> soft prompt (B, P, E): one map for all slots, which knows the slot, on top of a constant.
+    """Code vectors (B, S, D) -> soft prompt (B, P, E): one map for all slots that knows the slot, on top of a constant.
 
     The map starts as the way back from the encoder's start, at the scale of the language model's own embedding rows,
     since a prompt of another scale is not listened to (Lester et al. 2021). `nothing` is the constant alone, a learned
@@ -1645,8 +1645,8 @@ CHECKPOINT_KEYS = ("config", "step", "model", "backbones")
 RESUME_KEYS = ("optimizer", "lr_scheduler", "scaler", "position", "data")
 FREE_TO_CHANGE = {  # where a run goes on; all other settings of train make it another run
     "preset", "data_root", "output_dir", "max_train_samples", "max_val_samples", "dataloader_num_workers",
-    "no_feature_cache", "gradient_checkpointing", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint",
-    "validation_steps", "logging_steps", "validation_prompt", "override", "skip_bad_rows", "temperature", "top_p",
+    "no_feature_cache", "gradient_checkpointing", "checkpointing_steps", "checkpoints_total_limit",
+    "resume_from_checkpoint", "validation_steps", "logging_steps", "validation_prompt", "override", "skip_bad_rows", "temperature", "top_p",
     "max_new_tokens", "num_inference_steps", "guidance_scale", "eval_batch_size", "debug",
 }  # fmt: skip
 

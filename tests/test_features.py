@@ -110,7 +110,7 @@ def test_a_full_disk_names_the_way_on(split, diffusion, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(sgm, "write_whole", fail)
-    with pytest.raises(sgm.StoryError, match="features.*No space left.*--no_feature_cache"):
+    with pytest.raises(sgm.StoryError, match=r"features.*No space left.*--no_feature_cache"):
         build(split, diffusion)
 
 
@@ -170,7 +170,8 @@ def test_killed_while_it_is_built_it_goes_on(make_config, tmp_path):
 
 def test_two_processes_build_one_cache(make_config, tmp_path):
     data = make_data(tmp_path / "data", train=2 * sgm.FEATURE_BLOCK, val=4, panels=1)
-    config = make_config(data_root=str(data), **LOOKS | dict(max_train_steps=2, train_batch_size=200, eval_batch_size=50))
+    changes = dict(max_train_steps=2, train_batch_size=200, eval_batch_size=50)
+    config = make_config(data_root=str(data), **LOOKS | changes)
     children = together(as_flags(config), tmp_path / "log")
     assert [child.finish() for child in children] == [0, 0], children[0].err + children[1].err
     assert len(list((data / "train" / "features").glob("*/*.stamp"))) == 2

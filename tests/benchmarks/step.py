@@ -9,6 +9,7 @@ AdamW, codebook. Prints its time over the floor's, side by side.
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,30 +26,45 @@ def batch_of(model: sgm.StoryModel, config: sgm.Config, data_root: str) -> dict:
     return sgm.collate(items, model.max_tokens)
 
 
-def sides(config: sgm.Config, data_root: str, pictures: bool) -> dict:
-    """A step and its floor, on the model of a configuration as training starts it."""
-    device, dtype = sgm.pick_device()
-    lm = sgm.LanguageModel(config.lm_model, device, dtype)
-    model = sgm.StoryModel(config, lm, sgm.LatentDiffusion(config.diffusion_model, device, dtype)).to(device)
-    stories = [row.story for row in sgm.read_rows(data_root, "train")]
+def started(config: sgm.Config, lm: sgm.LanguageModel, diffusion: sgm.LatentDiffusion | None, stories: list[str]):
+    """The model of a configuration as training starts it."""
+    model = sgm.StoryModel(config, lm, diffusion).to(lm.device).train()
     model.start_encoder(stories)
     model.start_codebook(stories[: sgm.codebook_sample(config.num_codes)])
-    optimizer, parameters = sgm.make_optimizer(model, config), list(model.parameters())
-    batch = batch_of(model, config, data_root)
-    if not pictures:
-        batch |= dict(panels={}, painted=[])
-    precision = sgm.precision_for(config, device.type)
-    autocast = dict(device_type=device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    return model
 
-    def step():
-        with torch.autocast(**autocast):
-            losses = model.train()(batch, sgm.seeded(0))
+
+def step_of(model: sgm.StoryModel) -> Callable[[dict], None]:
+    """All that `train` does with a batch."""
+    config, device = model.config, model.lm.device
+    optimizer, parameters = sgm.make_optimizer(model, config), list(model.parameters())
+
+    def step(batch: dict) -> None:
+        with autocast(config, device):
+            losses = model(batch, sgm.seeded(0))
         losses.total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         model.encoder.step_codebook()
 
+    return step
+
+
+def autocast(config: sgm.Config, device: torch.device) -> torch.autocast:
+    precision = sgm.precision_for(config, device.type)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def sides(config: sgm.Config, data_root: str, pictures: bool) -> dict:
+    """A step and its floor, on the model of a configuration as training starts it."""
+    device, dtype = sgm.pick_device()
+    lm = sgm.LanguageModel(config.lm_model, device, dtype)
+    diffusion = sgm.LatentDiffusion(config.diffusion_model, device, dtype)
+    model = started(config, lm, diffusion, [row.story for row in sgm.read_rows(data_root, "train")])
+    batch, step = batch_of(model, config, data_root), step_of(model)
+    if not pictures:
+        batch |= dict(panels={}, painted=[])
     tokens, mask, cut = (batch[key].to(device) for key in ("tokens", "mask", "cut"))
     heard = torch.cat([torch.arange(len(tokens)), torch.arange(0, len(tokens), 8)])  # the constant prompt's are a part
     soft = model.soft_prompt.nothing(len(heard)).detach().requires_grad_()
@@ -58,7 +74,7 @@ def sides(config: sgm.Config, data_root: str, pictures: bool) -> dict:
         states = states.detach().requires_grad_(model.image_condition is not None)
 
     def floor():
-        with torch.autocast(**autocast):
+        with autocast(config, device):
             loss = lm.nll(soft, tokens[heard], mask[heard], cut[heard]).mean()
             if pictures:
                 with torch.set_grad_enabled(states.requires_grad):
@@ -66,7 +82,7 @@ def sides(config: sgm.Config, data_root: str, pictures: bool) -> dict:
                 loss = loss + error
         torch.autograd.grad(loss, [soft, states] if pictures and states.requires_grad else [soft])
 
-    return {"step": step, "floor": floor}
+    return {"step": lambda: step(batch), "floor": floor}
 
 
 def main() -> None:
