@@ -572,8 +572,8 @@ class StoryBatches:
             for place in range(position, position + self.batch):
                 if place // self.size != epoch:
                     epoch = place // self.size
-                    order = torch.randperm(self.size, generator=seeded(self.seed, epoch)).tolist()
-                keys.append((epoch, order[place % self.size], len(keys) < pictures))
+                    order = torch.randperm(self.size, generator=seeded(self.seed, epoch))  # a list takes five times as much
+                keys.append((epoch, int(order[place % self.size]), len(keys) < pictures))
             yield keys
             position += self.batch * self.ranks
 
@@ -1646,8 +1646,8 @@ RESUME_KEYS = ("optimizer", "lr_scheduler", "scaler", "position", "data")
 FREE_TO_CHANGE = {  # where a run goes on; all other settings of train make it another run
     "preset", "data_root", "output_dir", "max_train_samples", "max_val_samples", "dataloader_num_workers",
     "no_feature_cache", "gradient_checkpointing", "checkpointing_steps", "checkpoints_total_limit",
-    "resume_from_checkpoint", "validation_steps", "logging_steps", "validation_prompt", "override", "skip_bad_rows", "temperature", "top_p",
-    "max_new_tokens", "num_inference_steps", "guidance_scale", "eval_batch_size", "debug",
+    "resume_from_checkpoint", "validation_steps", "logging_steps", "validation_prompt", "override", "skip_bad_rows",
+    "temperature", "top_p", "max_new_tokens", "num_inference_steps", "guidance_scale", "eval_batch_size", "debug",
 }  # fmt: skip
 
 

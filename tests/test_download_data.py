@@ -213,7 +213,7 @@ def test_m3it_keeps_jpegs_converts_the_rest_and_skips_what_cannot_be_used(tmp_pa
 
 
 def test_m3it_killed_and_run_again_equals_an_unbroken_run(tmp_path):
-    rows = m3it_rows(180)
+    rows = m3it_rows(240)
     rows[30] = (None, "A row to skip.")  # before the checkpoint, which has to remember it
     repo = {M3IT: m3it_repo(train=rows, shards=2, rows_per_group=25)}
     released = threading.Event()
@@ -241,7 +241,7 @@ def test_m3it_killed_and_run_again_equals_an_unbroken_run(tmp_path):
         done = succeed("--data_root", tmp_path / "broken", env=hub.env(tmp_path / "hf"))
     assert "going on after 64 stories" in done.stderr
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
-    assert len(rows_of(train)) == 179
+    assert len(rows_of(train)) == 239
 
 
 def wait_for(condition, seconds: float = 60):

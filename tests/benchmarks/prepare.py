@@ -1,0 +1,93 @@
+"""`download_data.py` on M3IT's shape, from a local hub, against reading the same bytes from that hub and writing the
+same files: no parsing, no decoding, no check.
+
+    python tests/benchmarks/prepare.py
+
+Both sides are whole processes; files are written through to the disk on both.
+"""
+
+import argparse
+import io
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from timing import ROOT, machine, medians
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+COPY = """
+import os, sys, urllib.request
+from pathlib import Path
+url, target, source = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+for address in url.split():
+    with urllib.request.urlopen(address) as answer:
+        while answer.read(1 << 20):
+            pass
+for path in sorted(path for path in source.rglob("*") if path.is_file()):
+    place = target / path.relative_to(source)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with open(place, "wb") as file:
+        file.write(path.read_bytes())
+        file.flush()
+        os.fsync(file.fileno())
+"""
+
+
+def pictures(count: int, seed: int = 0) -> list[bytes]:
+    """JPEGs of about the size and content of photographs."""
+    from PIL import Image
+
+    rng, made = random.Random(seed), []
+    for _ in range(count):
+        noise = Image.frombytes("RGB", (40, 30), rng.randbytes(3600)).resize((500, 375), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        noise.save(file, "JPEG", quality=92)
+        made.append(file.getvalue())
+    return made
+
+
+def main() -> None:
+    import base64
+    import shutil
+
+    from fakehub import Hub, m3it_repo
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1000)
+    arguments = parser.parse_args()
+    paragraph = "A man stands by the road in picture {}. A dog waits beside him. The sky is grey and it may rain."
+    made = pictures(arguments.rows)
+    rows = [(base64.b64encode(data).decode(), paragraph.format(number)) for number, data in enumerate(made)]
+    repo = m3it_repo(train=rows, val=rows[:8], shards=2, rows_per_group=100)
+    with Hub({"datasets/MMInstruction/M3IT": repo}) as hub, tempfile.TemporaryDirectory() as folder:
+        home, ours, copy = (Path(folder, name) for name in ("home", "ours", "copy"))
+        program = [sys.executable, str(ROOT / "download_data.py"), "--data_root", str(ours)]
+
+        def prepare():
+            shutil.rmtree(ours, ignore_errors=True)
+            subprocess.run(program, check=True, env=hub.env(home), capture_output=True)
+
+        prepare()
+        branch = next(revision for revision in repo if "parquet" in revision)
+        names = [name for name in repo[branch] if name.startswith("image-paragraph-captioning/")]
+        base = f"{hub.url}/datasets/MMInstruction/M3IT/resolve/{branch.replace('/', '%2F')}"
+        addresses = " ".join(f"{base}/{name}" for name in names if "/test/" not in name)
+        kept = Path(folder, "kept")
+        shutil.copytree(ours, kept)
+
+        def copy_bytes():
+            shutil.rmtree(copy, ignore_errors=True)
+            subprocess.run([sys.executable, "-c", COPY, addresses, str(copy), str(kept)], check=True)
+
+        seconds = medians({"prepare": prepare, "copy": copy_bytes})
+        size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) / 1e6
+    print(f"{machine()}\n\n| {arguments.rows} rows, {size:.0f} MB | seconds |\n|---|---|")
+    print(f"| download_data.py | {seconds['prepare']:.2f} |\n| the same bytes | {seconds['copy']:.2f} |")
+    print(f"| ratio | {seconds['prepare'] / seconds['copy']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
