@@ -362,9 +362,10 @@ class M3ITSource:
 
     def __iter__(self) -> Iterator[Sample | str]:
         before = self.taken
-        for self.position, samples in self.chunks():
-            for self.taken, sample in enumerate(samples, 1):
-                if self.taken > before:
+        for position, samples in self.chunks():
+            for taken, sample in enumerate(samples, 1):
+                if taken > before:
+                    self.position, self.taken = position, taken
                     yield sample.result()
             before = 0
 

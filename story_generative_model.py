@@ -572,7 +572,7 @@ class StoryBatches:
             for place in range(position, position + self.batch):
                 if place // self.size != epoch:
                     epoch = place // self.size
-                    order = torch.randperm(self.size, generator=seeded(self.seed, epoch))  # a list takes five times as much
+                    order = torch.randperm(self.size, generator=seeded(self.seed, epoch))
                 keys.append((epoch, int(order[place % self.size]), len(keys) < pictures))
             yield keys
             position += self.batch * self.ranks

@@ -95,7 +95,8 @@ def main() -> None:
     trained = sum(p.numel() for p in sgm.StoryModel(config, lm, None).parameters())
     statistics = config.num_codes * (1 + config.code_dim) * 4
     compute = config.train_batch_size * step * seconds
-    print(f"\n{trained:,} trained parameters: {readable(4 * trained)} of gradients a step, {readable(statistics)} of codebook")
+    exchanged = f"{readable(4 * trained)} of gradients and {readable(statistics)} of codebook a step"
+    print(f"\n{trained:,} trained parameters: {exchanged}")
     print("\n| GPUs | stories a step | computing, ms | all-reduce, ms | share of it that is the codebook |")
     print("|---|---|---|---|---|")
     for gpus in GPUS:
