@@ -21,6 +21,9 @@ folder      PATH/train and PATH/val in the layout above or in the hub's imagefol
             metadata.csv, with file_name and text or caption). Where there is one split only, a seeded tenth of
             its stories becomes val. Every row is checked before the first is copied.
 
+With --num_shards N, N processes or machines that share the folder make a part each (--shard_index 0 to N - 1): every
+Nth row, into stories-IIIII-of-NNNNN.jsonl. The trainer reads the parts as one split, once all are there.
+
 Stopped at any moment, the same command goes on from there and gives the same bytes: rows collect in
 `stories.jsonl.part`, `stories.jsonl.state` says how far they are safe on disk, and `stories.jsonl` appears when
 the split is complete. `.source.json` keeps the settings: other settings never mix with what is there.
@@ -52,6 +55,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 M3IT_REPO, M3IT_BRANCH = "MMInstruction/M3IT", "refs/convert/parquet"
 M3IT_SUBSET = "image-paragraph-captioning"
@@ -81,6 +85,27 @@ CHECKPOINT_ROWS = 64
 SKIP_HANDFUL, SKIP_SHARE = 5, 0.01  # more skipped rows than both allow is an error
 
 Limits = dict[str, int | None]  # split -> the most stories to take, None for all
+
+
+class Shard(NamedTuple):
+    """One of `count` parts of a split: every `count`-th row from row `index` on."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def name(self) -> str:
+        """Empty for the whole."""
+        return f"{self.index:05d}-of-{self.count:05d}" if self.count > 1 else ""
+
+    def rows(self, total: int) -> range:
+        return range(self.index, total, self.count)
+
+    def size(self, total: int | None) -> int | None:
+        return total and len(self.rows(total))
+
+
+WHOLE = Shard()
 
 
 class DataError(Exception):
@@ -188,14 +213,20 @@ class Indexed:
 class SplitWriter:
     """Appends stories to one split's folder; those before the last checkpoint survive any kind of stop."""
 
-    def __init__(self, folder: Path, settings: dict):
-        self.folder, self.settings = folder, settings
-        self.final, self.record = folder / "stories.jsonl", folder / ".source.json"
-        self.part, self.state = folder / "stories.jsonl.part", folder / "stories.jsonl.state"
+    def __init__(self, folder: Path, settings: dict, shard: Shard):
+        self.folder, self.settings, self.shard = folder, settings, shard
+        name = "-".join(filter(None, ["stories", shard.name])) + ".jsonl"
+        self.final, self.record = folder / name, folder / f".source{shard.name}.json"
+        self.part, self.state = folder / f"{name}.part", folder / f"{name}.state"
+        self.images = folder / "images" / shard.name
         self.rows, self.skipped, self.unsynced = 0, Counter(), []
 
     def complete_rows(self) -> int | None:
         """The number of stories of a complete split of these settings; None if the split is not complete."""
+        for other in self.folder.glob("stories*.jsonl*"):
+            if other.name.partition("-of-")[2][:5] != self.shard.name.partition("-of-")[2]:
+                advice = "Delete or move that folder."
+                raise DataError(f"{self.folder} holds {other.name}, of another --num_shards. {advice}")
         if not self.final.exists():
             return None
         record = read_json(self.record) or {"settings": "unknown"}
@@ -211,7 +242,7 @@ class SplitWriter:
 
     def open(self, source):
         """Go on after the last checkpoint, or start."""
-        (self.folder / "images").mkdir(parents=True, exist_ok=True)
+        self.images.mkdir(parents=True, exist_ok=True)
         state = read_json(self.state)
         if state:
             self.check_settings(state["settings"])
@@ -234,10 +265,10 @@ class SplitWriter:
     def add_picture(self, n: int, data: bytes, count: int) -> str:
         stem = f"{self.rows:06d}" if count == 1 else f"{self.rows:06d}_{n}"
         suffix = next(suffix for magic, suffix in PICTURE_SUFFIXES.items() if data.startswith(magic))
-        path = self.folder / "images" / (stem + suffix)
+        path = self.images / (stem + suffix)
         path.write_bytes(data)
         self.unsynced.append(path)
-        return f"images/{path.name}"
+        return path.relative_to(self.folder).as_posix()
 
     def checkpoint(self, source):
         """Pictures, then rows, then the state that vouches for both."""
@@ -256,7 +287,7 @@ class SplitWriter:
         skipped = self.skipped.total()
         seen = self.rows + skipped
         reasons = f"{skipped} of {seen} rows skipped ({', '.join(f'{n} {why}' for why, n in self.skipped.items())})"
-        if self.rows == 0 or skipped > max(SKIP_HANDFUL, SKIP_SHARE * seen):
+        if (self.rows == 0 and expected) or skipped > max(SKIP_HANDFUL, SKIP_SHARE * seen):
             advice = "The source is damaged or has changed: delete the folder and retry, or use another --source."
             raise DataError(f"{self.folder}: {reasons}. {advice}")
         if skipped:
@@ -268,9 +299,9 @@ class SplitWriter:
         self.state.unlink()
 
 
-def build_split(folder: Path, settings: dict, open_source: Callable, limit: int | None = None) -> int:
+def build_split(folder: Path, settings: dict, shard: Shard, open_source: Callable, limit: int | None = None) -> int:
     """Write one split, go on with it, or leave it alone if it is complete. Returns its number of stories."""
-    writer = SplitWriter(folder, settings)
+    writer, limit = SplitWriter(folder, settings, shard), shard.size(limit)
     rows = writer.complete_rows()
     if rows is not None:
         print(f"{folder}: {rows} stories, already complete", flush=True)
@@ -316,10 +347,11 @@ def write_json(path: Path, value):
     os.replace(temporary, path)
 
 
-def json_lines(path, start: int) -> Iterator:
-    """The values of a JSONL file from line index `start` on; None for a line that is not JSON."""
+def json_lines(path, start: int, shard: Shard = WHOLE) -> Iterator:
+    """The values of a shard's lines in a JSONL file, from its line index `start` on; None for a line that is not
+    JSON."""
     with open(path, "rb") as file:
-        for line in itertools.islice(file, start, None):
+        for line in itertools.islice(file, shard.index + start * shard.count, None, shard.count):
             try:
                 yield json.loads(line)
             except ValueError:
@@ -340,12 +372,13 @@ def sha256(*paths) -> str:
 # Source m3it
 
 
-def build_m3it(data_root: Path, limits: Limits) -> dict[str, int]:
+def build_m3it(data_root: Path, limits: Limits, shard: Shard = WHOLE) -> dict[str, int]:
     """Stream M3IT's paragraphs into data_root/{train,val}; stories per split. DataError without a hub."""
     rows = {}
     for split, limit in limits.items():
         settings = {"source": "m3it", "max_samples": limit}
-        rows[split] = build_split(data_root / split, settings, functools.partial(M3ITSource, split), limit)
+        source = functools.partial(M3ITSource, split, shard)
+        rows[split] = build_split(data_root / split, settings, shard, source, limit)
     return rows
 
 
@@ -353,10 +386,10 @@ class M3ITSource:
     """One split of M3IT. Its state names the data it was read from, since a position holds only there, and how many
     records of the chunk that begins at the position have been taken."""
 
-    def __init__(self, split: str):
-        self.expected, self.taken = M3IT_ROWS[split], 0
+    def __init__(self, split: str, shard: Shard = WHOLE):
+        self.expected, self.taken = shard.size(M3IT_ROWS[split]), 0
         with hub_errors():
-            self.origin, self.records = open_m3it(split)
+            self.origin, self.records = open_m3it(split, shard)
         self.position = self.records.state_dict()
         log(f"{split}: reading {self.origin}")
 
@@ -394,33 +427,35 @@ class M3ITSource:
         self.records.load_state_dict(self.position)
 
 
-def open_m3it(split: str):
+def open_m3it(split: str, shard: Shard):
     """(name of the exact data, stream of its records). Where no hub answers, a cached raw file will do."""
     from huggingface_hub import errors
 
     try:
-        return open_m3it_parquet(split)
+        return open_m3it_parquet(split, shard)
     except (FileNotFoundError, errors.RevisionNotFoundError, errors.RepositoryNotFoundError) as error:
         log(f"{split}: no parquet branch ({first_line(error)}); downloading the raw file")
-        return open_m3it_raw(split, local_files_only=False)
+        return open_m3it_raw(split, shard, local_files_only=False)
     except hub_exceptions() as error:
         try:
-            return open_m3it_raw(split, local_files_only=True)
+            return open_m3it_raw(split, shard, local_files_only=True)
         except errors.LocalEntryNotFoundError:
             raise error from None  # that the cache is empty is no news; why the hub does not answer is
 
 
-def open_m3it_parquet(split: str):
+def open_m3it_parquet(split: str, shard: Shard):
     import datasets
+    from datasets.distributed import split_dataset_by_node
     from huggingface_hub import HfApi
 
     commit = HfApi().dataset_info(M3IT_REPO, revision=M3IT_BRANCH).sha
     # A config name in the place of data_dir fails, and without either all 80 subsets are mixed.
     names = {"revision": M3IT_BRANCH, "data_dir": M3IT_SUBSET, "split": M3IT_SPLITS[split]}
-    return f"{M3IT_REPO}@{commit}", datasets.load_dataset(M3IT_REPO, **names, streaming=True)
+    stream = datasets.load_dataset(M3IT_REPO, **names, streaming=True)
+    return f"{M3IT_REPO}@{commit}", split_dataset_by_node(stream, shard.index, shard.count)
 
 
-def open_m3it_raw(split: str, local_files_only: bool):
+def open_m3it_raw(split: str, shard: Shard, local_files_only: bool):
     from huggingface_hub import hf_hub_download
 
     name = M3IT_RAW_FILE.format(split)
@@ -430,7 +465,8 @@ def open_m3it_raw(split: str, local_files_only: bool):
     # The cache calls a large file by the sha256 that the hub gave for it, and nobody else compares the two.
     if re.fullmatch("[0-9a-f]{64}", blob.name) and blob.name != digest:
         raise DataError(f"{blob} is damaged: its sha256 is {digest}. Delete it and run the same command again.")
-    return f"{name} sha256 {digest}", Indexed(functools.partial(json_lines, path))
+    lines = functools.partial(json_lines, path, shard=shard)
+    return f"{name} sha256 {digest}", Indexed(lines)
 
 
 def patiently(ask: Callable):
@@ -499,7 +535,7 @@ def hub_errors():
 # Source storyworld
 
 
-def build_storyworld(data_root: Path, limits: Limits, seed: int = 0) -> dict[str, int]:
+def build_storyworld(data_root: Path, limits: Limits, shard: Shard = WHOLE, seed: int = 0) -> dict[str, int]:
     """Draw the embedded world into data_root/{train,val}; stories per split."""
     world = sha256(*sorted(WORLD_FOLDER.glob("world*.py")))[:16]
     rows = {}
@@ -507,8 +543,10 @@ def build_storyworld(data_root: Path, limits: Limits, seed: int = 0) -> dict[str
         count = limit or WORLD_STORIES[split]
         first = WORLD_FIRST_SEED[split] + seed * WORLD_SEED_BLOCK
         settings = {"source": "storyworld", "seed": seed, "stories": count, "world": world}
-        draw = functools.partial(draw_stories, range(first, first + count))
-        rows[split] = build_split(data_root / split, settings, functools.partial(Indexed, draw, count))
+        seeds = range(first, first + count)[shard.index :: shard.count]
+        draw = functools.partial(draw_stories, seeds)
+        source = functools.partial(Indexed, draw, len(seeds))
+        rows[split] = build_split(data_root / split, settings, shard, source)
     return rows
 
 
@@ -557,7 +595,7 @@ class FolderRow:
     place: str
 
 
-def build_folder(path: Path, data_root: Path, limits: Limits, seed: int = 0) -> dict[str, int]:
+def build_folder(path: Path, data_root: Path, limits: Limits, shard: Shard = WHOLE, seed: int = 0) -> dict[str, int]:
     """Check the stories in the folder `path` and copy them to data_root/{train,val}; stories per split.
 
     Raises DataError with file, line and remedy of up to ten bad rows; nothing has been written then.
@@ -570,7 +608,8 @@ def build_folder(path: Path, data_root: Path, limits: Limits, seed: int = 0) -> 
     rows = {}
     for split, limit in limits.items():
         settings["max_samples"] = limit
-        rows[split] = build_split(data_root / split, settings, lambda split=split: copies(checked()[split]), limit)
+        source = functools.partial(lambda split: copies(checked()[split][shard.index :: shard.count]), split)
+        rows[split] = build_split(data_root / split, settings, shard, source, limit)
     return rows
 
 
@@ -698,9 +737,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the storyworld, or of a val that is split off; default: 0")
     add("--max_train_samples", type=int, metavar="N", help="default: all, of the storyworld 2,000")
     add("--max_val_samples", type=int, metavar="N", help="default: all, of the storyworld 256")
+    add("--num_shards", type=int, default=1, metavar="N", help="make one of N parts of the data; default: 1, the whole")
+    add("--shard_index", type=int, default=0, metavar="I", help="which of them, from 0 on")
     args = parser.parse_intermixed_args(argv)  # intermixed: PATH stands before or after any flag
     if (args.source == "folder") != (args.path is not None):
         parser.error("--source folder and PATH go together")
+    if not 0 <= args.shard_index < args.num_shards <= 99_999:
+        parser.error(f"--shard_index must be from 0 to --num_shards - 1, not {args.shard_index} of {args.num_shards}")
+    args.shard = Shard(args.shard_index, args.num_shards)
     args.limits = {"train": args.max_train_samples, "val": args.max_val_samples}
     for limit in args.limits.values():
         if limit is not None and not 1 <= limit <= WORLD_SEED_BLOCK:
@@ -714,11 +758,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         if args.source == "m3it":
-            build_m3it(args.data_root, args.limits)
+            build_m3it(args.data_root, args.limits, args.shard)
         elif args.source == "storyworld":
-            build_storyworld(args.data_root, args.limits, args.seed)
+            build_storyworld(args.data_root, args.limits, args.shard, args.seed)
         else:
-            build_folder(args.path, args.data_root, args.limits, args.seed)
+            build_folder(args.path, args.data_root, args.limits, args.shard, args.seed)
     except DataError as error:
         log(f"download_data.py: {error}")
         return 1

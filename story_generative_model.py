@@ -384,21 +384,23 @@ def check_image_path(path: str, where: str) -> None:
 
 
 class Rows(Sequence):
-    """The rows of a stories.jsonl, read from the disk when they are asked for: of a million rows only the places are in
-    memory. A row that is no row raises StoryError with its line when its turn comes; with `skip_bad` all are read at
-    the start, and such rows told and left out."""
+    """The rows of a split's file, or of its shards, read from the disk when they are asked for: of a million rows only
+    the places are in memory. A row that is no row raises StoryError with its line when its turn comes; with `skip_bad`
+    all are read at the start, and such rows told and left out."""
 
-    def __init__(self, path: Path, limit: int = 0, skip_bad: bool = False):
-        self.path = path
-        self.lines, self.digest = find_lines(path)
+    def __init__(self, paths: list[Path], limit: int = 0, skip_bad: bool = False):
+        self.paths = paths
+        lines, digests = zip(*map(find_lines, paths))
+        self.lines = np.concatenate([np.insert(rows, 0, file, 1) for file, rows in enumerate(lines)])  # (N, 4)
+        self.digest = digests[0] if len(paths) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
         if skip_bad:
             readable = np.array([self.is_readable(index) for index in range(len(self))], dtype=bool)
             self.lines = self.lines[readable]
             if not readable.all():
-                say(f"{path}: {(~readable).sum()} rows skipped")
+                say(f"{paths[0].parent}: {(~readable).sum()} rows skipped")
         self.lines = self.lines[: limit or None]
         if len(self) == 0:
-            raise StoryError(f"{path} holds no stories: run download_data.py again")
+            raise StoryError(f"{paths[0]} holds no stories: run download_data.py again")
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -406,10 +408,11 @@ class Rows(Sequence):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        number, start, end = self.lines[index].tolist()
-        with open(self.path, "rb") as file:
+        file_number, number, start, end = self.lines[index].tolist()
+        path = self.paths[file_number]
+        with open(path, "rb") as file:
             file.seek(start)
-            return parse_row(file.read(min(end - start, MAX_ROW + 1)), f"{self.path}:{number}")
+            return parse_row(file.read(min(end - start, MAX_ROW + 1)), f"{path}:{number}")
 
     def is_readable(self, index: int) -> bool:
         try:
@@ -444,11 +447,18 @@ def find_lines(path: Path) -> tuple[np.ndarray, str]:
 
 
 def read_rows(data_root: str, split: str, limit: int = 0, skip_bad: bool = False) -> Rows:
-    """The first `limit` rows of a split (0: all)."""
+    """The first `limit` rows of a split (0: all): of stories.jsonl, or of all stories-IIIII-of-NNNNN.jsonl in order."""
     path = Path(data_root) / split / "stories.jsonl"
-    if not path.is_file():
+    if path.is_file():
+        return Rows([path], limit, skip_bad)
+    shards = sorted(path.parent.glob("stories-*-of-*.jsonl"))
+    if not shards:
         raise StoryError(f"{path} does not exist: make it with download_data.py (--source storyworld needs no network)")
-    return Rows(path, limit, skip_bad)
+    count = int(re.search(r"-of-(\d+)", shards[0].name)[1])
+    if len(shards) != count:
+        there = f"{len(shards)} of {count} shards"
+        raise StoryError(f"{path.parent} holds {there}: make the others with download_data.py --shard_index")
+    return Rows(shards, limit, skip_bad)
 
 
 def load_picture(folder: Path, name: str, resolution: int, where: str) -> Tensor:

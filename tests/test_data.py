@@ -19,7 +19,7 @@ def without(key: str) -> dict:
 
 
 def write_rows(folder, *lines):
-    (folder / "train").mkdir()
+    (folder / "train").mkdir(exist_ok=True)
     data = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     (folder / "train" / "stories.jsonl").write_bytes(b"\n".join(data) + b"\n")
     return str(folder)
@@ -65,6 +65,20 @@ def test_rows_are_found_wherever_blocks_of_the_file_end(tmp_path, monkeypatch, b
     assert rows.digest == hashlib.sha256((tmp_path / "train" / "stories.jsonl").read_bytes()).hexdigest()
     with pytest.raises(IndexError):
         rows[9]
+
+
+def test_shards_are_read_as_one_split_once_all_are_there(tmp_path):
+    for index, stories in enumerate((["The fox.", "The owl."], [], ["The bear."])):
+        root = write_rows(tmp_path, *[GOOD | {"story": story} for story in stories])
+        whole = tmp_path / "train" / "stories.jsonl"
+        whole.rename(whole.with_name(f"stories-{index:05d}-of-00003.jsonl"))
+        if index == 1:
+            with pytest.raises(sgm.StoryError, match="2 of 3 shards"):
+                sgm.read_rows(root, "train")
+    rows = sgm.read_rows(root, "train")
+    assert [row.story for row in rows] == ["The fox.", "The owl.", "The bear."]
+    assert rows[2].where.endswith("stories-00002-of-00003.jsonl:1")
+    assert len(sgm.read_rows(root, "train", limit=2)) == 2
 
 
 def test_no_file_and_no_rows_say_what_to_do(tmp_path):

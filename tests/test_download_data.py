@@ -411,3 +411,52 @@ def test_the_pages_of_one_book_stay_in_one_split():
 
 def test_folder_without_stories_says_what_it_needs(tmp_path):
     assert "metadata.csv" in fail("--source", "folder", tmp_path, "--data_root", tmp_path / "data")
+
+
+# Shards
+
+
+def shards_of(folder: Path, split: str, count: int) -> list[dict]:
+    """The rows of all shards as one list, in the order of the whole."""
+    parts = []
+    for index in range(count):
+        path = folder / split / f"stories-{index:05d}-of-{count:05d}.jsonl"
+        parts.append([json.loads(line) for line in path.read_text("utf-8").splitlines()])
+    return [parts[number % count][number // count] for number in range(sum(map(len, parts)))]
+
+
+def without_paths(rows: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key not in ("image_path", "panels")} for row in rows]
+
+
+@pytest.mark.parametrize("source", ["m3it", "m3it, raw", "folder"])
+def test_shards_are_the_whole_dealt_out(tmp_path, stories, source):
+    repo = m3it_repo(train=m3it_rows(11), val=m3it_rows(4), shards=2, rows_per_group=2, parquet=source == "m3it")
+    flags = ("--source", "folder", stories) if source == "folder" else ()
+    with Hub({M3IT: repo}) as hub:
+        env = hub.env(tmp_path / "hf")
+        succeed(*flags, "--data_root", tmp_path / "whole", env=env)
+        for index in range(3):
+            shard = ("--num_shards", "3", "--shard_index", str(index))
+            succeed(*flags, *shard, "--data_root", tmp_path / "parts", env=env)
+    for split in ("train", "val"):
+        whole = rows_of(tmp_path / "whole" / split)
+        parts = shards_of(tmp_path / "parts", split, 3)
+        assert sorted(map(repr, without_paths(parts))) == sorted(map(repr, without_paths(whole)))
+        named = {panel["image_path"] for row in parts for panel in row.get("panels", [row])}
+        folder = tmp_path / "parts" / split
+        assert named == {path.relative_to(folder).as_posix() for path in folder.glob("images/*/*")}
+
+
+def test_shards_never_mix_with_another_number_of_them(tmp_path, stories):
+    flags = ("--source", "folder", stories, "--data_root", tmp_path / "data")
+    succeed(*flags, "--num_shards", "2", "--shard_index", "1")
+    assert "of another --num_shards" in fail(*flags)
+    assert "of another --num_shards" in fail(*flags, "--num_shards", "3", "--shard_index", "1")
+    assert "already complete" in succeed(*flags, "--num_shards", "2", "--shard_index", "1").stdout
+
+
+def test_a_shard_that_is_none_is_refused():
+    for flags in (("--shard_index", "1"), ("--num_shards", "2", "--shard_index", "-1"), ("--num_shards", "0")):
+        with pytest.raises(SystemExit):
+            download_data.parse_arguments(list(flags))
