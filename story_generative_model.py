@@ -120,7 +120,7 @@ class Config:
     )
     max_grad_norm: float = flag(1.0, "gradients are clipped to this norm", low=0)
     mixed_precision: str = flag("fp16", "precision of the matrix products", choices=("no", "fp16", "bf16"))
-    gradient_checkpointing: bool = flag(False, "recompute the language model's activations to save memory")
+    gradient_checkpointing: bool = flag(False, "recompute the frozen models' activations to save memory")
     # bookkeeping
     checkpointing_steps: int = flag(5000, "optimizer steps between checkpoints", low=1)
     checkpoints_total_limit: int = flag(0, "checkpoints to keep, at least 2; 0 is all of them", low=0)
@@ -1157,7 +1157,7 @@ def up_to_last_sentence(story: str, prompt: str) -> str:
 class LatentDiffusion:
     """A frozen Stable Diffusion 1.x/2.x: E ||eps_omega(x_t, t, s) - eps||^2 of a picture, and pictures from texts."""
 
-    def __init__(self, name: str, device, dtype: torch.dtype):
+    def __init__(self, name: str, device, dtype: torch.dtype, gradient_checkpointing: bool = False):
         from diffusers import DDPMScheduler, StableDiffusionPipeline
 
         with loading(name, "diffusion_model"):
@@ -1168,6 +1168,8 @@ class LatentDiffusion:
         self.vae, self.unet = self.pipeline.vae, self.pipeline.unet
         self.text_encoder, self.tokenizer = self.pipeline.text_encoder, self.pipeline.tokenizer
         freeze(self.vae, self.unet, self.text_encoder)
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
         self.device, self.dtype = device, dtype
         self.resolution = self.unet.config.sample_size * self.pipeline.vae_scale_factor
         self.noise_schedule = DDPMScheduler.from_config(self.pipeline.scheduler.config)
@@ -2804,7 +2806,8 @@ class Trainer:
         device = self.accelerator.device
         torch.manual_seed(config.seed)  # the weights at the start
         lm = LanguageModel(config.lm_model, device, dtype, config.gradient_checkpointing)
-        self.model = StoryModel(config, lm, LatentDiffusion(config.diffusion_model, device, dtype))
+        diffusion = LatentDiffusion(config.diffusion_model, device, dtype, config.gradient_checkpointing)
+        self.model = StoryModel(config, lm, diffusion)
         self.model.start_encoder([row.story for row in self.rows[:CHECKED_ROWS]])
         optimizer = make_optimizer(self.model, config)
         lengths = dict(num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps)

@@ -97,6 +97,26 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(lm, lm_folder):
     assert not any(part.training for part in saving.model.modules() if isinstance(part, torch.nn.Dropout))
 
 
+def test_the_painter_s_activations_are_recomputed_too(diffusion, diffusion_folder):
+    saving = sgm.LatentDiffusion(str(diffusion_folder), CPU, torch.float32, gradient_checkpointing=True)
+    moments = torch.rand(2, 2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    gradients, calls = [], []
+    for painter in (diffusion, saving):
+        states, mask = painter.encode_texts(["a red fox", "the sea"])
+        states.requires_grad_()
+        calls.append(0)
+
+        def count(*_):
+            calls[-1] += 1
+
+        hook = painter.unet.down_blocks[0].resnets[0].register_forward_hook(count)
+        nll = painter.nll(moments, states, mask, sgm.seeded(0))
+        gradients.append((nll, *torch.autograd.grad(nll.sum(), states)))
+        hook.remove()
+    assert calls == [1, 2]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_writing_depends_on_its_seed_alone(lm, config):
     soft = torch.zeros(1, 8, lm.width)
     state = torch.get_rng_state()

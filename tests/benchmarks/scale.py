@@ -29,7 +29,9 @@ def true_models() -> SimpleNamespace:
     widths = (128, 256, 512, 512)
     with torch.device("meta"):
         return SimpleNamespace(
-            lm=GPT2LMHeadModel(GPT2Config(n_embd=1600, n_layer=48, n_head=25)),
+            lm=GPT2LMHeadModel(
+                GPT2Config(n_embd=1600, n_layer=48, n_head=25, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+            ),
             unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
             vae=AutoencoderKL(
                 block_out_channels=widths,
@@ -48,6 +50,48 @@ def teraflops(model: nn.Module, run) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run(model)
     return counter.get_total_flops() / 1e12
+
+
+def activations(run, frozen: nn.Module) -> float:
+    """GB that a forward keeps for its backward, each storage once, weights apart."""
+    weights, kept = {p.untyped_storage()._cdata for p in frozen.parameters()}, {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage()._cdata not in weights:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run(frozen)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 1e9
+
+
+def memory_table(models: SimpleNamespace, length: int, trained: int) -> None:
+    """What training keeps on the GPU, in bf16 but for what is trained."""
+    half = dict(dtype=torch.bfloat16)
+    for model in vars(models).values():
+        model.to(**half).requires_grad_(False)
+
+    def read(lm):
+        mask = empty(1, 1, length, length, dtype=torch.bool)
+        lm(inputs_embeds=empty(1, length, 1600, **half).requires_grad_(), attention_mask=mask, use_cache=False)
+
+    def paint(unet):
+        unet(empty(1, 4, 64, 64, **half), empty(1), empty(1, 77, 768, **half).requires_grad_())
+
+    rows = {f"{name}, weights": 2 * sum(p.numel() for p in model.parameters()) for name, model in vars(models).items()}
+    rows["trained: weights, gradients, AdamW"] = 16 * trained
+    rows = {name: f"{size / 1e9:.2f}" for name, size in rows.items()}
+    plain = [activations(read, models.lm), activations(paint, models.unet)]
+    models.lm.train()
+    models.lm.gradient_checkpointing_enable()
+    models.unet.enable_gradient_checkpointing()
+    few = [activations(read, models.lm), activations(paint, models.unet)]
+    for name, before, after in zip(("lm, activations of a story", "unet, of a picture that trains"), plain, few):
+        rows[name] = f"{before:.2f}; {after:.2f} with --gradient_checkpointing"
+    print("\n| kept on the GPU | GB |\n|---|---|")
+    for name, size in rows.items():
+        print(f"| {name} | {size} |")
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -104,6 +148,7 @@ def main() -> None:
         cells = (f"{1e3 * compute:.0f}", f"{1e3 * sent / (arguments.network * 1e9):.1f}")
         share = statistics / (4 * trained + statistics)
         print(f"| {gpus:,} | {gpus * config.train_batch_size:,} | {' | '.join(cells)} | {share:.0%} |")
+    memory_table(models, length, trained)
 
 
 def readable(size: float) -> str:
