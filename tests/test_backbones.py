@@ -109,7 +109,7 @@ def test_the_painter_s_activations_are_recomputed_too(diffusion, diffusion_folde
         def count(*_):
             calls[-1] += 1
 
-        hook = painter.unet.up_blocks[-1].resnets[0].register_forward_hook(count)
+        hook = painter.unet.up_blocks[-1].resnets[0].conv1.register_forward_hook(count)
         nll = painter.nll(moments, states, mask, sgm.seeded(0))
         gradients.append((nll, *torch.autograd.grad(nll.sum(), states)))
         hook.remove()
