@@ -1914,6 +1914,8 @@ def draw_storyboard(model: StoryModel, prompt: str, pinned: list[int | None], co
         return torch.tensor(pinned, device=model.lm.device)
     generator = seeded(seed, 0)
     codes = model.prior.sample(config.num_storyboards, generator, pinned, config.temperature, config.top_p)  # (N, S)
+    if len(codes) == 1:
+        return codes[0]
     tokens, mask, _ = model.tokenize([prompt])
     endless = torch.ones(len(codes), dtype=torch.bool, device=tokens.device)  # a prompt is no finished story
     nll = model.lm.nll(model.soft(codes), tokens.expand(len(codes), -1), mask.expand(len(codes), -1), endless)  # (N,)

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from step import autocast, started, step_of
+from step import autocast, random_lm, started, step_of
 from timing import machine, medians
 
 import story_generative_model as sgm
@@ -28,17 +28,6 @@ POINTS = {
     "rows": (1_000, 10_000, 100_000, 1_000_000),
 }
 NAMES = {"tokens": "story length, tokens", "batch": "stories in a batch", "codes": "codes K", "rows": "rows of data"}
-
-
-def long_lm(folder: str, most: int) -> sgm.LanguageModel:
-    """The embedded language model's shape, with random weights and a window of `most` tokens."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config.from_pretrained(sgm.local_or_hub(sgm.PRESETS["storyworld"]["lm_model"]), n_positions=most)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    small = sgm.LanguageModel(sgm.PRESETS["storyworld"]["lm_model"], torch.device("cpu"), torch.float32)
-    small.tokenizer.save_pretrained(folder)
-    return sgm.LanguageModel(folder, *sgm.pick_device())
 
 
 def write_rows(path: Path, tokens: list[int], tokenizer, count: int) -> None:
@@ -94,7 +83,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     curves = {}
     with tempfile.TemporaryDirectory() as folder:
-        lm = long_lm(folder, POINTS["tokens"][-1] + sgm.NUM_SLOTS + 1)
+        lm = random_lm(folder, n_positions=POINTS["tokens"][-1] + sgm.NUM_SLOTS + 1)
         words = torch.randint(lm.model.config.vocab_size, (8192,), generator=sgm.seeded(0)).tolist()
         for name, points in POINTS.items():
             before = None
