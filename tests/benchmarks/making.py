@@ -4,7 +4,8 @@
     python tests/benchmarks/making.py
 
 The first two lines do the very same: as many tokens, as many steps, the same guidance, ours once with one storyboard
-and once with the 32 of which the prompt picks one. Then the pipeline's own defaults. Prints the time of ours over theirs.
+and once with the 32 of which the prompt picks one. Then come the pipeline's own defaults. Prints the time of ours over
+theirs.
 """
 
 import dataclasses
