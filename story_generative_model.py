@@ -2889,7 +2889,8 @@ class Trainer:
             return None
         diffusion = self.model.diffusion
         features = FeatureCache(self.rows, Path(config.data_root) / "train", diffusion)
-        say(f"  feature cache: about {panels:,.0f} panels, encoded once into {features.key}")
+        if self.writer:
+            say(f"  feature cache: about {panels:,.0f} panels, encoded once into {features.key}")
         features.build(
             diffusion, config.train_batch_size, config.skip_bad_rows, self.accelerator.process_index, processes
         )

@@ -4,13 +4,15 @@ colour nor its species, so that a picture of the hero needs the rest of the stor
     python tests/benchmarks/image_condition.py --ckpt checkpoints/image_condition/ckpt_500.pt --data_root data
 
 Prints, for a checkpoint trained with `--image_condition storyboard`: the denoising error on common noise with the
-panel's text alone, with its own storyboard and with another story's, and how often a probe reads the hero's colour and
-species off the pictures that are painted under each of the three.
+panel's text alone, with its own storyboard, with another story's, and with a text that goes on to name the hero, which
+is all that a storyboard could say; how often a probe reads the hero's colour and species off the pictures that are
+painted under each; and how far the codes tell colour and species at all.
 """
 
 import argparse
 import re
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from probe import load_probe  # noqa: E402
 import story_generative_model as sgm  # noqa: E402
 
 HERO = ("species", "colour")
+HERO_NAMED = "The {colour} {species}."
 
 
 def silent_panels(rows: list[sgm.Row], count: int) -> list[tuple[int, sgm.Panel]]:
@@ -35,6 +38,17 @@ def silent_panels(rows: list[sgm.Row], count: int) -> list[tuple[int, sgm.Panel]
         if panels and len(found) < count:
             found.append((number, panels[number % len(panels)]))
     return found
+
+
+def told_by_codes(rows: list[sgm.Row], codes: torch.Tensor, factor: str) -> float:
+    """Share of stories whose factor is the commonest among those with the same code, in the slot that tells it best."""
+    shares = []
+    for slot in range(sgm.NUM_SLOTS):
+        found = defaultdict(Counter)
+        for row, code in zip(rows, codes[:, slot].tolist()):
+            found[code][row.factors[factor]] += 1
+        shares.append(sum(max(counts.values()) for counts in found.values()) / len(rows))
+    return max(shares)
 
 
 def main() -> None:
@@ -67,10 +81,17 @@ def main() -> None:
             ]
             moments = model.diffusion.encode_pictures(torch.stack(pixels))
             heard = model.diffusion.encode_texts(texts)
-            conditions = {"own storyboard": vectors, "another's storyboard": vectors.roll(1, 0), "text alone": None}
-            for kind, said in conditions.items():
+            naming = [f"{text} {HERO_NAMED.format(**rows[number].factors)}" for text, (number, _) in zip(texts, part)]
+            named = model.diffusion.encode_texts(naming)
+            conditions = {
+                "own storyboard": (heard, vectors),
+                "another's storyboard": (heard, vectors.roll(1, 0)),
+                "text alone": (heard, None),
+                "text that names the hero": (named, None),
+            }
+            for kind, (text, said) in conditions.items():
                 model.image_condition = None if said is None else learned
-                condition = model.condition(*heard, said)
+                condition = model.condition(*text, said)
                 draws = [
                     model.diffusion.nll(moments, *condition, sgm.seeded(9, start, d)) for d in range(arguments.draws)
                 ]
@@ -84,13 +105,19 @@ def main() -> None:
     print(f"{len(chosen)} panels, {arguments.draws} draws of noise each")
     for kind, values in errors.items():
         species, colour, both = np.mean(right[kind], axis=0)
-        print(f"{kind:22s} error {values.mean():.4f}   read: species {species:.2f} colour {colour:.2f} both {both:.2f}")
-    for kind in ("another's storyboard", "text alone"):
-        low, high = sgm.bootstrap(
-            lambda pick, kind=kind: 1 - errors["own storyboard"][pick].mean() / errors[kind][pick].mean(), len(chosen)
+        print(f"{kind:26s} error {values.mean():.4f}   read: species {species:.2f} colour {colour:.2f} both {both:.2f}")
+    pairs = [("own storyboard", "another's storyboard"), ("own storyboard", "text alone")]
+    for better, worse in [*pairs, ("text that names the hero", "text alone")]:
+        ratio = lambda pick: 1 - errors[better][pick].mean() / errors[worse][pick].mean()  # noqa: B023, E731
+        low, high = sgm.bootstrap(ratio, len(chosen))
+        print(f"{better} below {worse}: {ratio(slice(None)):.1%} [{low:.1%}, {high:.1%}]")
+    everything = list(rows)
+    codes = model.codes_of([row.story for row in everything]).cpu()
+    for factor in HERO:
+        chance = Counter(row.factors[factor] for row in everything).most_common(1)[0][1] / len(everything)
+        print(
+            f"{factor} is told by the best slot's code in {told_by_codes(everything, codes, factor):.2f} ({chance:.2f})"
         )
-        gain = 1 - errors["own storyboard"].mean() / errors[kind].mean()
-        print(f"own storyboard below {kind}: {gain:.1%} [{low:.1%}, {high:.1%}]")
 
 
 if __name__ == "__main__":
