@@ -1322,10 +1322,11 @@ class FeatureCache:
             for block in tqdm(mine, desc="feature cache", disable=bool(rank) or not sys.stderr.isatty(), leave=False):
                 rows = self.rows[block * FEATURE_BLOCK : (block + 1) * FEATURE_BLOCK]
                 stamp, stamped = stamp_of(rows, self.folder), self.path(block).with_suffix(".stamp")
-                if self.path(block).is_file() and stamped.is_file() and stamped.read_text() == stamp:
+                kept = content_kept(self.path(block))
+                if kept and stamped.is_file() and stamped.read_text() == stamp:
                     continue
                 content = content_of(rows, self.folder)
-                if not self.path(block).is_file() or open_features(self.path(block)).metadata()["content"] != content:
+                if kept != content:
                     tensors, problems = self.encode(diffusion, rows, batch, skip_bad)
                     metadata = dict(content=content, problems=json.dumps(problems))
                     write_whole(self.path(block), safetensors.torch.save(tensors, metadata))
@@ -1380,6 +1381,14 @@ def memory_mapped(path: Path, _written: int):
     return safetensors.safe_open(path, framework="pt")
 
 
+def content_kept(path: Path) -> str:
+    """What a file of features was made of; empty where there is none, or one that was cut off."""
+    try:
+        return open_features(path).metadata()["content"]
+    except (OSError, safetensors.SafetensorError):
+        return ""
+
+
 def fingerprint(diffusion: LatentDiffusion) -> str:
     """Names the frozen encoders by all that features depend on: weights, resolution, scale, text length."""
     settings = (diffusion.resolution, diffusion.vae.config.scaling_factor, diffusion.tokenizer.model_max_length)
@@ -1414,7 +1423,10 @@ def write_whole(path: Path, data: bytes) -> None:
     """A file that is there whole or not at all; where that fails nothing is left of it."""
     part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(data)
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         with suppress(OSError):

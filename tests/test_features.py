@@ -78,6 +78,14 @@ def test_a_change_is_noticed_in_its_block_alone(split, diffusion, small_blocks, 
         assert torch.equal(cache.read(5, 1)["moments"], cache.read(0, 0)["moments"])
 
 
+def test_a_file_that_was_cut_off_is_made_again(split, diffusion, small_blocks):
+    cache = build(split, diffusion)
+    whole = cache.path(1).read_bytes()
+    cache.path(1).write_bytes(whole[:-100])
+    build(split, diffusion)
+    assert cache.path(1).read_bytes() == whole
+
+
 def test_another_model_has_another_folder(split, diffusion, small_blocks):
     cache = build(split, diffusion)
     weight = diffusion.text_encoder.get_input_embeddings().weight
