@@ -2948,7 +2948,7 @@ class Trainer:
             done = self.step == config.max_train_steps
             if done or self.step % config.logging_steps == 0:
                 self.log(losses, progress)
-            if done:
+            if done and config.prior_steps:
                 fit_prior(self.model, self.some_stories(config.prior_steps * PRIOR_BATCH), config)
             stopped = int(largest(stop.number, accelerator.device))  # a signal to one process stops all
             if not stopped and (done or self.step % config.validation_steps == 0):
