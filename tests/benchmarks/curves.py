@@ -116,8 +116,9 @@ def draw(curves: dict[str, list[tuple]], path: str) -> None:
         pane.loglog(at, step, "-o", color="#31688e", label="a step")
         pane.loglog(at, frozen, "-o", color="#c26a2d", markersize=3, label="the frozen language model in it")
         pane.loglog(at, [step[0] * x / at[0] for x in at], "--", color="#999", linewidth=1, label="linear")
-        pane.set(xlabel=NAMES[name], ylim=(min(frozen) / 2, max(step) * 2))
-    panes[0].set_ylabel("seconds")
+        pane.set(xlabel=NAMES[name])
+    seconds = [value for points in curves.values() for _, *pair in points for value in pair]
+    panes[0].set(ylabel="seconds", ylim=(min(seconds) / 1.5, max(seconds) * 1.5))
     panes[0].legend(frameon=False, fontsize=9)
     figure.tight_layout()
     figure.savefig(path, metadata={"Software": None})
