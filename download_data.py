@@ -50,7 +50,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -98,11 +98,11 @@ class Shard(NamedTuple):
         """Empty for the whole."""
         return f"{self.index:05d}-of-{self.count:05d}" if self.count > 1 else ""
 
-    def rows(self, total: int) -> range:
-        return range(self.index, total, self.count)
+    def of(self, rows: Sequence) -> Sequence:
+        return rows[self.index :: self.count]
 
     def size(self, total: int | None) -> int | None:
-        return total and len(self.rows(total))
+        return total and len(self.of(range(total)))
 
 
 WHOLE = Shard()
@@ -543,7 +543,7 @@ def build_storyworld(data_root: Path, limits: Limits, shard: Shard = WHOLE, seed
         count = limit or WORLD_STORIES[split]
         first = WORLD_FIRST_SEED[split] + seed * WORLD_SEED_BLOCK
         settings = {"source": "storyworld", "seed": seed, "stories": count, "world": world}
-        seeds = range(first, first + count)[shard.index :: shard.count]
+        seeds = shard.of(range(first, first + count))
         draw = functools.partial(draw_stories, seeds)
         source = functools.partial(Indexed, draw, len(seeds))
         rows[split] = build_split(data_root / split, settings, shard, source)
@@ -608,7 +608,7 @@ def build_folder(path: Path, data_root: Path, limits: Limits, shard: Shard = WHO
     rows = {}
     for split, limit in limits.items():
         settings["max_samples"] = limit
-        source = functools.partial(lambda split: copies(checked()[split][shard.index :: shard.count]), split)
+        source = functools.partial(lambda split: copies(shard.of(checked()[split])), split)
         rows[split] = build_split(data_root / split, settings, shard, source, limit)
     return rows
 

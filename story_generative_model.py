@@ -1648,8 +1648,8 @@ class StoryModel(nn.Module):
         return torch.cat([self.encode(*self.tokenize(batch)[:2]).codes for batch in batches])
 
     def diffusion_nll(self, batch: dict, vectors: Tensor, noise: torch.Generator) -> Tensor:
-        """The denoising error of the batch's M pictures; NaN without any. Where the
-        painter is conditioned on the text alone, which nothing here trains, the term is a monitor."""
+        """The denoising error of the batch's M pictures; NaN without any. Where the painter is conditioned on the text
+        alone, which nothing here trains, the term is a monitor."""
         diffusion = self.diffusion
         if diffusion is None or not batch["painted"]:
             return torch.full((), math.nan, device=self.lm.device)
@@ -2822,7 +2822,9 @@ class Trainer:
         lm = LanguageModel(config.lm_model, device, dtype, config.gradient_checkpointing)
         diffusion = LatentDiffusion(config.diffusion_model, device, dtype, config.gradient_checkpointing)
         self.model = StoryModel(config, lm, diffusion)
-        self.model.start_encoder([row.story for row in self.rows[:CHECKED_ROWS]])
+        checked = self.rows[:CHECKED_ROWS]
+        self.panels = len(self.rows) * float(np.mean([len(row.panels) for row in checked]))  # of all rows, about
+        self.model.start_encoder([row.story for row in checked])
         optimizer = make_optimizer(self.model, config)
         lengths = dict(num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps)
         self.schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
@@ -2896,13 +2898,12 @@ class Trainer:
         less work."""
         config, processes = self.config, self.accelerator.num_processes
         looks = config.max_train_steps * config.gradient_accumulation_steps // self.every * self.pictures * processes
-        panels = len(self.rows) * np.mean([len(row.panels) for row in self.rows[:CHECKED_ROWS]])
-        if config.no_feature_cache or looks <= panels:
+        if config.no_feature_cache or looks <= self.panels:
             return None
         diffusion = self.model.diffusion
         features = FeatureCache(self.rows, Path(config.data_root) / "train", diffusion)
         if self.writer:
-            say(f"  feature cache: about {panels:,.0f} panels, encoded once into {features.key}")
+            say(f"  feature cache: about {self.panels:,.0f} panels, encoded once into {features.key}")
         features.build(
             diffusion, config.train_batch_size, config.skip_bad_rows, self.accelerator.process_index, processes
         )

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/curves.py --plot assets/cost.png
 
-One thing is changed at a time, from 256 tokens, a batch of 8, 64 codes and 1,000 rows; a row's time has reading the
-batch in it. `growth` is the exponent between a point and the one before it: 1 is linear. Beside the steps over story
-lengths stand those of the frozen language model alone, whose attention grows with the square. Its window is widened for
-this: time does not depend on the weights. Needs matplotlib for the plot.
+One thing is changed at a time, from 256 tokens, a batch of 8, 64 codes and 1,000 rows; a step reads its batch first.
+`growth` is the exponent between a point and the one before it: 1 is linear. Beside the steps stands the frozen language
+model alone, whose attention grows with the square. Its window is widened for this: time does not depend on the weights.
+Needs matplotlib for the plot.
 """
 
 import argparse
@@ -47,30 +47,26 @@ def measure(lm: sgm.LanguageModel, words: list[int], tokens: int, batch: int, co
     some = [lm.tokenizer.decode(words[shift : shift + 256]) for shift in range(0, 4096, 16)]
     model = started(config, lm, None, some)
     step = step_of(model)
-    story = (words * 2)[:tokens]
-    items = [dict(index=place, tokens=story, cut=True) for place in range(batch)]
-    fixed = sgm.collate(items, model.max_tokens)
-    ids, mask, cut = (fixed[key].to(lm.device) for key in ("tokens", "mask", "cut"))
-    heard = torch.cat([torch.arange(batch), torch.arange(0, batch, 8)])
-    soft = model.soft_prompt.nothing(len(heard)).detach().requires_grad_()
-
-    def frozen():
-        with autocast(config, lm.device):
-            torch.autograd.grad(lm.nll(soft, ids[heard], mask[heard], cut[heard]).mean(), [soft])
-
-    if rows == BASE["rows"]:
-        return medians({"step": lambda: step(fixed), "language model": frozen})
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "train").mkdir()
-        write_rows(Path(folder, "train", "stories.jsonl"), story, lm.tokenizer, rows)
+        write_rows(Path(folder, "train", "stories.jsonl"), words[: 2 * tokens], lm.tokenizer, rows)  # cut to `tokens`
         read = sgm.read_rows(folder, "train")
         dataset = sgm.StoryDataset(read, Path(folder), lm.tokenizer, tokens, 0, 0)
         stream = iter(sgm.StoryBatches(len(read), batch, 0, seed=0))
 
-        def reading():
-            step(sgm.collate([dataset[key] for key in next(stream)], model.max_tokens))
+        def next_batch() -> dict:
+            return sgm.collate([dataset[key] for key in next(stream)], model.max_tokens)
 
-        return medians({"step": reading, "language model": frozen})
+        fixed = next_batch()
+        ids, mask, cut = (fixed[key].to(lm.device) for key in ("tokens", "mask", "cut"))
+        heard = torch.cat([torch.arange(batch), torch.arange(0, batch, 8)])
+        soft = model.soft_prompt.nothing(len(heard)).detach().requires_grad_()
+
+        def frozen():
+            with autocast(config, lm.device):
+                torch.autograd.grad(lm.nll(soft, ids[heard], mask[heard], cut[heard]).mean(), [soft])
+
+        return medians({"step": lambda: step(next_batch()), "language model": frozen})
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import argparse
 import re
 import sys
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,10 @@ def silent_panels(rows: list[sgm.Row], count: int) -> list[tuple[int, sgm.Panel]
         if panels and len(found) < count:
             found.append((number, panels[number % len(panels)]))
     return found
+
+
+def share_below(better: np.ndarray, worse: np.ndarray, pick) -> float:
+    return 1 - better[pick].mean() / worse[pick].mean()
 
 
 def told_by_codes(rows: list[sgm.Row], codes: torch.Tensor, factor: str) -> float:
@@ -108,12 +113,12 @@ def main() -> None:
         print(f"{kind:26s} error {values.mean():.4f}   read: species {species:.2f} colour {colour:.2f} both {both:.2f}")
     pairs = [("own storyboard", "another's storyboard"), ("own storyboard", "text alone")]
     for better, worse in [*pairs, ("text that names the hero", "text alone")]:
-        ratio = lambda pick: 1 - errors[better][pick].mean() / errors[worse][pick].mean()  # noqa: B023, E731
-        low, high = sgm.bootstrap(ratio, len(chosen))
-        print(f"{better} below {worse}: {ratio(slice(None)):.1%} [{low:.1%}, {high:.1%}]")
+        gain = partial(share_below, errors[better], errors[worse])
+        low, high = sgm.bootstrap(gain, len(chosen))
+        print(f"{better} below {worse}: {gain(slice(None)):.1%} [{low:.1%}, {high:.1%}]")
     everything = list(rows)
     codes = model.codes_of([row.story for row in everything]).cpu()
-    for factor in HERO:
+    for factor in everything[0].factors:
         chance = Counter(row.factors[factor] for row in everything).most_common(1)[0][1] / len(everything)
         print(
             f"{factor} is told by the best slot's code in {told_by_codes(everything, codes, factor):.2f} ({chance:.2f})"

@@ -7,8 +7,10 @@ Both sides are whole processes; files are written through to the disk on both.
 """
 
 import argparse
+import base64
 import io
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,9 +52,6 @@ def pictures(count: int, seed: int = 0) -> list[bytes]:
 
 
 def main() -> None:
-    import base64
-    import shutil
-
     from fakehub import Hub, m3it_repo
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

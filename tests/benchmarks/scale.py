@@ -20,6 +20,7 @@ import story_generative_model as sgm
 
 ROWS = {"M3IT": 14_575, "its COCO rows": 566_747, "a billion web pairs": 1_000_000_000}
 GPUS = (1, 8, 64, 1000)
+ROW_INDEX = 4 * 8  # bytes that Rows keeps for each: file, line, start and end
 
 
 def true_models() -> SimpleNamespace:
@@ -130,8 +131,8 @@ def main() -> None:
     head = "pictures | index of rows, each process | feature cache | encoding it, GPU hours | an epoch, GPU hours"
     print(f"\n| data | {head} |\n|---|---|---|---|---|---|")
     for name, rows in ROWS.items():
-        sizes = (arguments.picture * 1e3 * rows, 24 * rows, (moments + states) * rows)
-        hours = [f"{rows * work * seconds / 3600:,.1f}" for work in (encoders, step)]
+        sizes = (arguments.picture * 1e3 * rows, ROW_INDEX * rows, (moments + states) * rows)
+        hours = [f"{rows * work * seconds / 3600:,.2f}" for work in (encoders, step)]
         print(f"| {name}, {rows:,} | {' | '.join([*map(readable, sizes), *hours])} |")
 
     rows = torch.randn(50257, 1600)
