@@ -116,7 +116,7 @@ class Config:
     lr_scheduler: str = flag("cosine", "learning-rate schedule", choices=("cosine", "linear", "constant_with_warmup"))
     lr_warmup_steps: int = flag(2000, "optimizer steps of linear warm-up", low=0)
     prior_steps: int = flag(
-        1000, "most steps of the prior alone at the end, on the codes that the encoder has come to", low=0
+        1000, "most steps of the prior alone at the end, when the codes settle; 0 leaves them as they are", low=0
     )
     max_grad_norm: float = flag(1.0, "gradients are clipped to this norm", low=0)
     mixed_precision: str = flag("fp16", "precision of the matrix products", choices=("no", "fp16", "bf16"))
@@ -199,7 +199,7 @@ PRESETS = {
         num_heads=4,
         learning_rate=3e-4,
         soft_prompt_lr_scale=2.0,
-        prior_learning_rate=2e-3,
+        prior_learning_rate=4e-3,
         prior_steps=500,
         lr_warmup_steps=20,
         quantizer_warmup_steps=0,
@@ -809,6 +809,7 @@ class StoryboardEncoder(nn.Module):
         self.word_loudness = nn.Embedding(len(rows), NUM_SLOTS)  # by what stands around it and by what word it is
         self.own_share = nn.Parameter(torch.tensor(0.1))  # how far a token may leave its chunk's vector
         self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.ema_decay, seed=config.seed)
+        self.register_buffer("heard", torch.ones(NUM_SLOTS))  # how far the language model hears each slot, at most 1
         self.seen: list[tuple[Tensor, Tensor]] = []  # outputs and their codes, from which the codebook is to learn
         self.start_as_words(rows)
 
@@ -881,8 +882,8 @@ class StoryboardEncoder(nn.Module):
             return self.quantize(self.pool(own, loudness, members), mask, members, rate, learn)
 
     def quantize(self, outputs: Tensor, mask: Tensor, members: Tensor, rate, learn: bool) -> Storyboard:
-        """Votes by distance, and with a rate once more by distance and cost: entropy-constrained quantisation (Chou et
-        al. 1989), a nat at the variance that it explains."""
+        """Votes by distance, and with a rate again by distance and cost: entropy-constrained quantisation (Chou et
+        al. 1989), a nat at the variance that it explains, and at more where the same distance is heard less."""
         if not self.quantizer.updates:
             shares = members.to(outputs) / members.sum(-1, keepdim=True)  # (B, S, T)
             nothing = torch.zeros(members.shape[:2], dtype=torch.int64, device=outputs.device)
@@ -892,8 +893,10 @@ class StoryboardEncoder(nn.Module):
         codes, share, nearest = self.vote(distances, mask, members)
         if rate is not None:
             slot = members.float().argmax(1)  # (B, T)
-            lengths = rate(codes).gather(1, slot[..., None].expand(-1, -1, self.quantizer.num_codes))[mask]  # (N, K)
-            codes, share, nearest = self.vote(distances + self.quantizer.variance_per_nat() * lengths, mask, members)
+            for _ in range(2):  # what a code costs goes by the codes before it
+                costs = rate(codes) * self.quantizer.variance_per_nat() / self.heard[:, None]  # (B, S, K)
+                costs = costs.gather(1, slot[..., None].expand(-1, -1, self.quantizer.num_codes))[mask]  # (N, K)
+                codes, share, nearest = self.vote(distances + costs, mask, members)
         if learn:
             self.seen.append((x, nearest[mask]))
         voters = (members & (nearest[:, None] == codes[..., None])).to(outputs)  # (B, S, T)
@@ -1640,6 +1643,18 @@ class StoryModel(nn.Module):
         """Stories -> the vectors of their chunks (8 N, D), before the quantiser has started."""
         batches = batches_of(stories, self.config.eval_batch_size)
         return torch.cat([self.encode(*self.tokenize(batch)[:2]).vectors for batch in batches]).flatten(0, 1)
+
+    def listen(self, stories: list[str]) -> None:
+        """Finds how far the language model hears each slot: the mean squared gradient of the text NLL in the slot's
+        vector, which is the diagonal of its Fisher information, and with it what a small squared distance there costs
+        in nats, up to a factor. The slot heard most has 1, and none less than a hundredth."""
+        power = torch.zeros(NUM_SLOTS, device=self.lm.device)
+        for batch in batches_of(stories, self.config.eval_batch_size):
+            vectors = self.encoder.quantizer.look_up(self.codes_of(batch)).requires_grad_()  # (B, S, D)
+            nll = self.lm.nll(self.soft_prompt(vectors), *self.tokenize(batch)).sum()
+            power += torch.autograd.grad(nll, vectors)[0].square().sum((0, 2))
+        if power.max() > 0:
+            self.encoder.heard.copy_((power / power.max()).clamp(min=0.01))
 
     @torch.no_grad()
     def codes_of(self, stories: list[str]) -> Tensor:
@@ -2780,13 +2795,22 @@ def ignore_signals(worker: int) -> None:
 CHECKED_ROWS = 20_000  # at the start, a second's worth: most data whole; later rows are checked when they are read
 PRIOR_BATCH = 128
 PRIOR_PASSES = 32  # over the training set: beyond that the prior learns a small one by heart
+PRIOR_ROUNDS = 2
+HEARD_STORIES = 128
 
 
-def fit_prior(model: StoryModel, stories: list[str], config: Config, batch: int = PRIOR_BATCH) -> None:
-    """The codes move as long as the encoder learns, and the prior runs behind them: at the end it is fitted to what
-    they have become, at most PRIOR_PASSES times over these stories; the same on every process."""
-    codes = model.codes_of(stories)  # (N, S)
-    steps = min(config.prior_steps, PRIOR_PASSES * len(codes) // batch)
+def settle(model: StoryModel, stories: list[str], config: Config, batch: int = PRIOR_BATCH) -> None:
+    """The end of a training, the same on every process. So far every slot has paid the same for a code, heard or not,
+    and the prior has run behind codes that moved as long as the encoder learned. Now the rate goes by how far a slot is
+    heard, and the prior is fitted to what the codes become, in rounds, since they go by the prior in turn."""
+    model.listen(stories[:HEARD_STORIES])
+    steps = min(config.prior_steps, PRIOR_PASSES * len(stories) // batch)
+    for _ in range(PRIOR_ROUNDS):
+        fit_prior(model, model.codes_of(stories), steps // PRIOR_ROUNDS, config, batch)
+
+
+def fit_prior(model: StoryModel, codes: Tensor, steps: int, config: Config, batch: int) -> None:
+    """Trains the prior alone, on storyboards (N, S)."""
     optimizer = torch.optim.AdamW(
         model.prior.parameters(), lr=config.prior_learning_rate, weight_decay=config.adam_weight_decay
     )
@@ -2950,7 +2974,7 @@ class Trainer:
             if done or self.step % config.logging_steps == 0:
                 self.log(losses, progress)
             if done and config.prior_steps:
-                fit_prior(self.model, self.some_stories(config.prior_steps * PRIOR_BATCH), config)
+                settle(self.model, self.some_stories(config.prior_steps * PRIOR_BATCH), config)
             stopped = int(largest(stop.number, accelerator.device))  # a signal to one process stops all
             if not stopped and (done or self.step % config.validation_steps == 0):
                 self.validate()

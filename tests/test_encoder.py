@@ -210,6 +210,7 @@ def bare_encoder(quantizer) -> sgm.StoryboardEncoder:
     encoder = sgm.StoryboardEncoder.__new__(sgm.StoryboardEncoder)
     torch.nn.Module.__init__(encoder)
     encoder.quantizer, encoder.seen = quantizer, []
+    encoder.register_buffer("heard", torch.ones(sgm.NUM_SLOTS))
     return encoder
 
 
@@ -234,15 +235,18 @@ def test_the_rate_moves_the_vote_of_its_own_slot_alone(quantized):
 
 
 def test_the_assignment_is_entropy_constrained(quantized):
-    """Chou et al. 1989, token by token: the least sum of squared distance and cost, a nat at what it explains."""
+    """Chou et al. 1989, token by token: the least sum of squared distance and cost, a nat at what it explains, and at
+    more in a slot that is heard less."""
     quantizer, outputs, mask, members, _ = quantized
     quantizer.counts.fill_(1.0)
     costs = 3 * torch.rand(3, 8, quantizer.num_codes, generator=torch.Generator().manual_seed(0))
     encoder = bare_encoder(quantizer)
+    encoder.heard.copy_(torch.linspace(0.1, 1.0, 8))
     encoder.quantize(outputs, mask, members, lambda codes: costs, learn=True)
     ((x, chosen),) = encoder.seen
     slots = members.float().argmax(1)[mask]
     own = costs[mask.nonzero()[:, 0], slots]
-    expected = (torch.cdist(x, quantizer.codebook).square() + quantizer.variance_per_nat() * own).argmin(1)
+    worth = quantizer.variance_per_nat() / encoder.heard[slots]
+    expected = (torch.cdist(x, quantizer.codebook).square() + worth[:, None] * own).argmin(1)
     assert torch.equal(chosen, expected)
     assert not torch.equal(chosen, torch.cdist(x, quantizer.codebook).argmin(1))

@@ -257,21 +257,46 @@ def test_tensorboard_shows_the_run(trained):
         server.wait(20)
 
 
-def test_at_the_end_the_prior_is_fitted_to_the_codes_alone(checkpoint, data_folder):
+def test_a_training_settles(checkpoint, data_folder):
+    """At the end the rate goes by what is heard, the prior is fitted to the codes that this makes, and nothing else
+    moves."""
     config = dataclasses.replace(checkpoint["config"], prior_steps=10_000, prior_learning_rate=1e-2)
     model = sgm.load_model(checkpoint, config, torch.device("cpu"), torch.float32, paints=False)
+    model.prior.requires_grad_(True)
     stories = [row.story for row in sgm.read_rows(str(data_folder), "train")]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
+    @torch.no_grad()
     def latent_nll() -> float:
-        with torch.no_grad():
-            return model.prior.nll(model.encode(*model.tokenize(stories)[:2]).codes).mean().item()
+        return model.prior.nll(model.codes_of(stories)).mean().item()
 
     start, steps = latent_nll(), []
     hook = model.prior.register_forward_hook(lambda *_: steps.append(torch.is_grad_enabled()))
-    sgm.fit_prior(model, stories, config, batch=4)
+    sgm.settle(model, stories, config, batch=4)
     hook.remove()
-    assert sum(steps) == sgm.PRIOR_PASSES * len(stories) // 4  # so often it goes through a small training set, not more
+    passes = sgm.PRIOR_PASSES * len(stories) // 4  # so often it goes through a small training set, not more
+    assert sum(steps) == passes // sgm.PRIOR_ROUNDS * sgm.PRIOR_ROUNDS
     assert latent_nll() < 0.8 * start
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved and all(name.startswith("prior.") for name in moved)
+    assert moved - {"encoder.heard"} and all(name.startswith("prior.") for name in moved - {"encoder.heard"})
+    assert "encoder.heard" in moved and model.encoder.heard.max() == 1 and model.encoder.heard.min() >= 0.01
+
+
+def test_a_slot_is_heard_as_far_as_its_vector_moves_the_text_nll(checkpoint, data_folder):
+    """Against the squared slope along random directions, by differences."""
+    config = checkpoint["config"]
+    model = sgm.load_model(checkpoint, config, torch.device("cpu"), torch.float64, paints=False).double()
+    stories = [row.story for row in sgm.read_rows(str(data_folder), "train")][:3]
+    model.listen(stories)
+    vectors, tokens = model.encoder.quantizer.look_up(model.codes_of(stories)), model.tokenize(stories)
+    power, step = torch.zeros(sgm.NUM_SLOTS, dtype=torch.float64), 1e-4
+    with torch.no_grad():
+        for slot in range(sgm.NUM_SLOTS):
+            for dim in range(vectors.shape[-1]):
+                moved = vectors.clone()
+                moved[:, slot, dim] += step
+                there = model.lm.nll(model.soft_prompt(moved), *tokens)
+                moved[:, slot, dim] -= 2 * step
+                slopes = (there - model.lm.nll(model.soft_prompt(moved), *tokens)) / (2 * step)
+                power[slot] += slopes.square().sum()
+    torch.testing.assert_close(model.encoder.heard, (power / power.max()).clamp(min=0.01), rtol=1e-3, atol=1e-5)
