@@ -1,7 +1,7 @@
 """Draws rate.png, the figure of the README: bits returned against bits spent over training, for several beta_kl.
 
-    for beta in 0.0 0.5 1.0 2.0; do
-        python story_generative_model.py train --preset storyworld --beta_kl $beta --validation_steps 50 \\
+    for beta in 0.0 0.25 0.5 2.0; do
+        python story_generative_model.py train --preset storyworld --beta_kl $beta --validation_steps 100 \\
             --output_dir checkpoints/beta_$beta
     done
     pip install matplotlib && python assets/draw_rate.py checkpoints/beta_*
