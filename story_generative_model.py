@@ -892,10 +892,10 @@ class StoryboardEncoder(nn.Module):
         distances = self.quantizer.distances(x)  # (N, K)
         codes, share, nearest = self.vote(distances, mask, members)
         if rate is not None:
-            slot = members.float().argmax(1)  # (B, T)
+            story, slot = mask.nonzero()[:, 0], members.float().argmax(1)[mask]  # (N,): where each token's slot is
+            worth = self.quantizer.variance_per_nat() / self.heard[:, None]  # (S, 1), of a nat, in squared distance
             for _ in range(2):  # what a code costs goes by the codes before it
-                costs = rate(codes) * self.quantizer.variance_per_nat() / self.heard[:, None]  # (B, S, K)
-                costs = costs.gather(1, slot[..., None].expand(-1, -1, self.quantizer.num_codes))[mask]  # (N, K)
+                costs = (worth * rate(codes))[story, slot]  # (N, K)
                 codes, share, nearest = self.vote(distances + costs, mask, members)
         if learn:
             self.seen.append((x, nearest[mask]))
@@ -2795,8 +2795,8 @@ def ignore_signals(worker: int) -> None:
 CHECKED_ROWS = 20_000  # at the start, a second's worth: most data whole; later rows are checked when they are read
 PRIOR_BATCH = 128
 PRIOR_PASSES = 32  # over the training set: beyond that the prior learns a small one by heart
-PRIOR_ROUNDS = 2
-HEARD_STORIES = 128
+PRIOR_ROUNDS = 2  # of coding and fitting: the codes go by the prior
+HEARD_STORIES = 128  # to find how far each slot is heard
 
 
 def settle(model: StoryModel, stories: list[str], config: Config, batch: int = PRIOR_BATCH) -> None:
