@@ -4,11 +4,17 @@
 
 Floating-point operations are counted by torch's own counter on GPT-2-XL, Stable Diffusion 1.5's UNet and autoencoder
 and CLIP's text encoder, built from their published sizes on the meta device. Bytes are those of the tensors that
-`train` makes and exchanges. Three numbers are assumptions, to be set by hand: what a GPU achieves, what its network
-carries, and how large a picture file is.
+`train` makes and exchanges. Four numbers are assumptions, to be set by hand: what a GPU achieves, how far its steps
+differ in time, what its network carries, and how large a picture file is.
+
+Two parts are simulated: synchronous steps of many GPUs, which wait for the slowest, and an epoch read from shards
+through shuffle buffers.
 """
 
 import argparse
+import random
+from collections import Counter
+from itertools import islice
 from types import SimpleNamespace
 
 import torch
@@ -95,6 +101,55 @@ def memory_table(models: SimpleNamespace, length: int, trained: int) -> None:
         print(f"| {name} | {size} |")
 
 
+def waiting(gpus: int, spread: float, steps: int = 2000) -> float:
+    """How many times a GPU's own step the steps take of which all wait for the slowest: times are log-normal."""
+    noise = torch.Generator().manual_seed(gpus)
+    times = (spread * torch.randn(steps, gpus, generator=noise)).exp()
+    return float(times.amax(1).mean() / times.mean())
+
+
+def read_shards(readers: int, shards: int, rows: int, buffer: int, batch: int, seed: int = 0) -> tuple[float, int]:
+    """An epoch of `shards` x `rows` rows, in which every reader goes through its shards in sequence and draws from a
+    shuffle buffer. Returns the share of two stories of a batch (`batch` of every reader) that come from one shard, and
+    how many rows were not read exactly once."""
+    order = random.Random(f"{seed} 0").sample(range(shards), shards)  # of (seed, epoch)
+
+    def reader(rank: int):
+        draw, held = random.Random(f"{seed} 0 {rank}"), []
+        for row in ((shard, row) for shard in order[rank::readers] for row in range(rows)):
+            held.append(row)
+            if len(held) > buffer:
+                place = draw.randrange(len(held))
+                held[place], held[-1] = held[-1], held[place]
+                yield held.pop()
+        draw.shuffle(held)
+        yield from held
+
+    streams, seen, same, pairs = [reader(rank) for rank in range(readers)], Counter(), 0, 0
+    while found := [row for stream in streams for row in islice(stream, batch)]:
+        seen.update(found)
+        same += sum(count * (count - 1) for count in Counter(shard for shard, _ in found).values())
+        pairs += len(found) * (len(found) - 1)
+    return same / pairs, shards * rows - sum(count == 1 for count in seen.values())
+
+
+def simulate(compute: float, sent: dict[int, float], spread: float) -> None:
+    """compute: seconds of a step; sent: seconds of all-reduce by number of GPUs, none of it hidden."""
+    print("\n| GPUs | a step that waits for the slowest, times one GPU's | and for the all-reduce | kept |")
+    print("|---|---|---|---|")
+    for gpus, seconds in sent.items():
+        slowest = waiting(gpus, spread)
+        step = slowest * compute + seconds
+        print(f"| {gpus:,} | {slowest:.2f} | {step / compute:.2f} | {compute / step:.0%} |")
+    readers, shards, rows, batch = 50, 1000, 200, 8
+    print(f"\n{shards} shards of {rows} rows, {readers} readers, {batch} stories of each in a batch\n")
+    print("| shuffle buffer, shards | two stories of a batch share a shard, times as often as at random | misread |")
+    print("|---|---|---|")
+    for buffer in (0, rows // 2, rows, 5 * rows):
+        share, wrong = read_shards(readers, shards, rows, buffer, batch)
+        print(f"| {buffer / rows:g} | {share * shards:.1f} | {wrong} |")
+
+
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
@@ -103,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--story_tokens", type=int, default=256, help="tokens of a story")
     parser.add_argument("--achieved", type=float, default=400, help="TFLOP/s that a GPU achieves; an assumption")
+    parser.add_argument("--spread", type=float, default=0.05, help="of a step's log time, one GPU's; an assumption")
     parser.add_argument("--network", type=float, default=50, help="GB/s into a GPU from others; an assumption")
     parser.add_argument("--picture", type=float, default=100, help="kB of a picture file; an assumption")
     arguments = parser.parse_args()
@@ -144,11 +200,14 @@ def main() -> None:
     print(f"\n{trained:,} trained parameters: {exchanged}")
     print("\n| GPUs | stories a step | computing, ms | all-reduce, ms | share of it that is the codebook |")
     print("|---|---|---|---|---|")
+    sent = {}
     for gpus in GPUS:
-        sent = 2 * (gpus - 1) / gpus * (4 * trained + statistics)  # ring: each byte is sent and received twice
-        cells = (f"{1e3 * compute:.0f}", f"{1e3 * sent / (arguments.network * 1e9):.1f}")
+        exchanged = 2 * (gpus - 1) / gpus * (4 * trained + statistics)  # ring: each byte is sent and received twice
+        sent[gpus] = exchanged / (arguments.network * 1e9)
+        cells = (f"{1e3 * compute:.0f}", f"{1e3 * sent[gpus]:.1f}")
         share = statistics / (4 * trained + statistics)
         print(f"| {gpus:,} | {gpus * config.train_batch_size:,} | {' | '.join(cells)} | {share:.0%} |")
+    simulate(compute, sent, arguments.spread)
     memory_table(models, length, trained)
 
 
