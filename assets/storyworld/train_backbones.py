@@ -1184,13 +1184,20 @@ def save_pipeline(run: Run, tokenizer, painter: Painter) -> None:
 # ----------------------------------------------------------------------------------------------------------
 
 
+STORYBOARD_STORIES = 12_000  # for the prior, which learns 2,000 by heart
+STORYBOARD_STEPS = 1500  # of all parts, and at the end of the prior alone
+
+
 def train_storyboard(run: Run) -> None:
     """Stage storyboard: output_dir/storyboard.pt, trained on the backbones that stand beside this script."""
-    data, folder = str(run.work_dir / "data"), run.work_dir / "storyboard"
-    place = ["--data_root", data, "--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
-    subprocess.run([sys.executable, ROOT / "download_data.py", "--source", "storyworld", *place[:2]], check=True)
-    command = [sys.executable, ROOT / "story_generative_model.py", "train", "--preset", "storyworld"]
-    subprocess.run([*command, *place, "--seed", str(run.seed)], check=True)
+    data, folder = str(run.work_dir / "stories"), run.work_dir / "storyboard"
+    stories, steps = (str(run.scaled(count)) for count in (STORYBOARD_STORIES, STORYBOARD_STEPS))
+    drawing = ["--source", "storyworld", "--data_root", data, "--max_train_samples", stories]
+    subprocess.run([sys.executable, ROOT / "download_data.py", *drawing], check=True)
+    training = ["train", "--preset", "storyworld", "--data_root", data, "--output_dir", str(folder)]
+    training += ["--max_train_steps", steps, "--prior_steps", steps, "--seed", str(run.seed)]
+    training += ["--resume_from_checkpoint", "latest"]
+    subprocess.run([sys.executable, ROOT / "story_generative_model.py", *training], check=True)
     checkpoint = torch.load(sgm.list_checkpoints(folder)[-1], weights_only=True)
     defaults = sgm.Config(preset="storyworld")
     places = {name: getattr(defaults, name) for name in ("data_root", "output_dir", "resume_from_checkpoint")}
