@@ -1,7 +1,7 @@
 """Make the embedded backbones of the storyworld from scratch: a small language model and a small Stable Diffusion.
 
-Every story and picture comes from `world.py`, so the run needs no data and no network, only time: about two and a
-half hours on two CPU cores. It is seeded, and a killed run goes on from its last checkpoint:
+Every story and picture comes from `world.py`, so the run needs no data and no network, only time: under three
+hours on two CPU cores. It is seeded, and a killed run goes on from its last checkpoint:
 
     python assets/storyworld/train_backbones.py                      # all stages
     python assets/storyworld/train_backbones.py --stages lm          # one stage
