@@ -108,14 +108,14 @@ def waiting(gpus: int, spread: float, steps: int = 2000) -> float:
     return float(times.amax(1).mean() / times.mean())
 
 
-def read_shards(readers: int, shards: int, rows: int, buffer: int, batch: int, seed: int = 0) -> tuple[float, int]:
+def read_shards(readers: int, shards: int, rows: int, buffer: int, batch: int) -> tuple[float, int]:
     """An epoch of `shards` x `rows` rows, in which every reader goes through its shards in sequence and draws from a
     shuffle buffer. Returns the share of two stories of a batch (`batch` of every reader) that come from one shard, and
     how many rows were not read exactly once."""
-    order = random.Random(f"{seed} 0").sample(range(shards), shards)  # of (seed, epoch)
+    order = random.Random("shards").sample(range(shards), shards)
 
     def reader(rank: int):
-        draw, held = random.Random(f"{seed} 0 {rank}"), []
+        draw, held = random.Random(rank), []
         for row in ((shard, row) for shard in order[rank::readers] for row in range(rows)):
             held.append(row)
             if len(held) > buffer:
@@ -133,11 +133,11 @@ def read_shards(readers: int, shards: int, rows: int, buffer: int, batch: int, s
     return same / pairs, shards * rows - sum(count == 1 for count in seen.values())
 
 
-def simulate(compute: float, sent: dict[int, float], spread: float) -> None:
-    """compute: seconds of a step; sent: seconds of all-reduce by number of GPUs, none of it hidden."""
+def simulate(compute: float, sending: dict[int, float], spread: float) -> None:
+    """compute: seconds of a step; sending: seconds of all-reduce by number of GPUs, none of it hidden."""
     print("\n| GPUs | a step that waits for the slowest, times one GPU's | and for the all-reduce | kept |")
     print("|---|---|---|---|")
-    for gpus, seconds in sent.items():
+    for gpus, seconds in sending.items():
         slowest = waiting(gpus, spread)
         step = slowest * compute + seconds
         print(f"| {gpus:,} | {slowest:.2f} | {step / compute:.2f} | {compute / step:.0%} |")
@@ -200,14 +200,15 @@ def main() -> None:
     print(f"\n{trained:,} trained parameters: {exchanged}")
     print("\n| GPUs | stories a step | computing, ms | all-reduce, ms | share of it that is the codebook |")
     print("|---|---|---|---|---|")
-    sent = {}
+    size, sending = 4 * trained + statistics, {}
     for gpus in GPUS:
-        exchanged = 2 * (gpus - 1) / gpus * (4 * trained + statistics)  # ring: each byte is sent and received twice
-        sent[gpus] = exchanged / (arguments.network * 1e9)
-        cells = (f"{1e3 * compute:.0f}", f"{1e3 * sent[gpus]:.1f}")
-        share = statistics / (4 * trained + statistics)
+        sending[gpus] = (
+            2 * (gpus - 1) / gpus * size / (arguments.network * 1e9)
+        )  # ring: a byte is sent and received twice
+        cells = (f"{1e3 * compute:.0f}", f"{1e3 * sending[gpus]:.1f}")
+        share = statistics / size
         print(f"| {gpus:,} | {gpus * config.train_batch_size:,} | {' | '.join(cells)} | {share:.0%} |")
-    simulate(compute, sent, arguments.spread)
+    simulate(compute, sending, arguments.spread)
     memory_table(models, length, trained)
 
 
