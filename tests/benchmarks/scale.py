@@ -202,9 +202,8 @@ def main() -> None:
     print("|---|---|---|---|---|")
     size, sending = 4 * trained + statistics, {}
     for gpus in GPUS:
-        sending[gpus] = (
-            2 * (gpus - 1) / gpus * size / (arguments.network * 1e9)
-        )  # ring: a byte is sent and received twice
+        passed = 2 * (gpus - 1) / gpus * size  # ring: each byte is sent and received twice
+        sending[gpus] = passed / (arguments.network * 1e9)
         cells = (f"{1e3 * compute:.0f}", f"{1e3 * sending[gpus]:.1f}")
         share = statistics / size
         print(f"| {gpus:,} | {gpus * config.train_batch_size:,} | {' | '.join(cells)} | {share:.0%} |")
