@@ -126,6 +126,17 @@ def test_a_picture_that_is_converted_is_turned_upright_first():
     assert Image.open(io.BytesIO(download_data.rgb_jpeg(out.getvalue()))).size == (24, 40)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("lost", [8, 200, 0.5])
+def test_a_jpeg_that_lacks_its_end_is_noticed_though_decoded_small(progressive, lost):
+    out = io.BytesIO()
+    Image.effect_noise((200, 120), 90).convert("RGB").save(out, "JPEG", progressive=progressive)
+    data = out.getvalue()
+    assert download_data.rgb_jpeg(data) == data
+    with pytest.raises(ValueError, match="truncated"):
+        download_data.rgb_jpeg(data[: -int(lost if lost > 1 else lost * len(data))])
+
+
 # Storyworld
 
 

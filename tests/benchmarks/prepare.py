@@ -9,6 +9,7 @@ Both sides are whole processes; files are written through to the disk on both.
 import argparse
 import base64
 import io
+import itertools
 import random
 import shutil
 import subprocess
@@ -55,11 +56,11 @@ def main() -> None:
     from fakehub import Hub, m3it_repo
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=14_575, help="M3IT's number by default")
     arguments = parser.parse_args()
     paragraph = "A man stands by the road in picture {}. A dog waits beside him. The sky is grey and it may rain."
-    made = pictures(arguments.rows)
-    rows = [(base64.b64encode(data).decode(), paragraph.format(number)) for number, data in enumerate(made)]
+    made = itertools.cycle([base64.b64encode(data).decode() for data in pictures(min(500, arguments.rows))])
+    rows = [(next(made), paragraph.format(number)) for number in range(arguments.rows)]
     repo = m3it_repo(train=rows, val=rows[:8], shards=2, rows_per_group=100)
     with Hub({"datasets/MMInstruction/M3IT": repo}) as hub, tempfile.TemporaryDirectory() as folder:
         home, ours, copy = (Path(folder, name) for name in ("home", "ours", "copy"))
