@@ -212,6 +212,7 @@ PRESETS = {
         validation_steps=500,
         max_val_samples=64,
         guidance_scale=2.5,
+        num_inference_steps=10,
         dataloader_num_workers=0,
         mixed_precision="bf16",
     ),

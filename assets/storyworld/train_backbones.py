@@ -1354,6 +1354,7 @@ of stories that stay with what the prompt says, and of pictures that show it.
 |---|---|---|
 {obeyed}
 """
+CARD_HISTORY = "\n## How these weights came about\n"  # no figure of the weights: written by hand, and kept
 
 
 @dataclass
@@ -1530,8 +1531,11 @@ def write_report(run: Run) -> None:
         guidance=shipped.config.guidance_scale,
         prompts=run.scaled(REPORT_PROMPTS, 4),
     )
+    path = run.output_dir / "README.md"
+    _, heading, history = (path.read_text() if path.is_file() else "").partition(CARD_HISTORY)
+    card += heading + history
     write_sheet(run, shipped, run.output_dir / "sheet.png")
-    write_atomically(run.output_dir / "README.md", lambda partial: partial.write_text(card))
+    write_atomically(path, lambda partial: partial.write_text(card))
     print(card, flush=True)
 
 

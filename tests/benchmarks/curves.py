@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from step import autocast, random_lm, started, step_of
+from step import autocast, started, step_of
 from timing import machine, medians
 
 import story_generative_model as sgm
@@ -28,6 +28,16 @@ POINTS = {
     "rows": (1_000, 10_000, 100_000, 1_000_000),
 }
 NAMES = {"tokens": "story length, tokens", "batch": "stories in a batch", "codes": "codes K", "rows": "rows of data"}
+
+
+def wide_lm(folder: str, positions: int) -> sgm.LanguageModel:
+    """The embedded language model with another window and random weights."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    embedded = sgm.local_or_hub(sgm.PRESETS["storyworld"]["lm_model"])
+    GPT2LMHeadModel(GPT2Config.from_pretrained(embedded, n_positions=positions)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(embedded).save_pretrained(folder)
+    return sgm.LanguageModel(folder, *sgm.pick_device())
 
 
 def write_rows(path: Path, tokens: list[int], tokenizer, count: int) -> None:
@@ -79,7 +89,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     curves = {}
     with tempfile.TemporaryDirectory() as folder:
-        lm = random_lm(folder, n_positions=POINTS["tokens"][-1] + sgm.NUM_SLOTS + 1)
+        lm = wide_lm(folder, POINTS["tokens"][-1] + sgm.NUM_SLOTS + 1)
         words = torch.randint(lm.model.config.vocab_size, (8192,), generator=sgm.seeded(0)).tolist()
         for name, points in POINTS.items():
             before = None

@@ -21,36 +21,13 @@ import torch
 from timing import machine
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from true_models import true_models
 
 import story_generative_model as sgm
 
 ROWS = {"M3IT": 14_575, "its COCO rows": 566_747, "a billion web pairs": 1_000_000_000}
 GPUS = (1, 8, 64, 1000)
 ROW_INDEX = 4 * 8  # bytes that Rows keeps for each: file, line, start and end
-
-
-def true_models() -> SimpleNamespace:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, GPT2Config, GPT2LMHeadModel
-
-    widths = (128, 256, 512, 512)
-    with torch.device("meta"):
-        return SimpleNamespace(
-            lm=GPT2LMHeadModel(
-                GPT2Config(n_embd=1600, n_layer=48, n_head=25, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
-            ),
-            unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-            vae=AutoencoderKL(
-                block_out_channels=widths,
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                layers_per_block=2,
-                sample_size=512,
-            ),
-            text_encoder=CLIPTextModel(
-                CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12)
-            ),
-        )
 
 
 def teraflops(model: nn.Module, run) -> float:
@@ -162,7 +139,7 @@ def main() -> None:
     parser.add_argument("--network", type=float, default=50, help="GB/s into a GPU from others; an assumption")
     parser.add_argument("--picture", type=float, default=100, help="kB of a picture file; an assumption")
     arguments = parser.parse_args()
-    models, config = true_models(), sgm.Config()
+    models, config = true_models("meta"), sgm.Config()
     length = 1 + sgm.NUM_SLOTS + arguments.story_tokens
     forward = {
         "language model": teraflops(models.lm, lambda lm: lm(inputs_embeds=empty(1, length, 1600))),

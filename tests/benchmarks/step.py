@@ -2,40 +2,41 @@
 UNet's forward (with its backward where the storyboard conditions the picture), alone on the same tensors.
 
     python tests/benchmarks/step.py --data_root data
+    python tests/benchmarks/step.py --data_root data --true_models /tmp/true    # that true_models.py wrote
 
-A step is all that `train` does: encoder, quantiser, vote, prior, soft prompt, both frozen models, backward, clipping,
-AdamW, codebook. Prints its time over the floor's, side by side, and its memory (all weights, AdamW's state, the peak
-within the step) over the floor's (the frozen weights, the peak within it).
+A step is all that `train` does with pictures from the feature cache: encoder, quantiser, vote, prior, soft prompt, both
+frozen models, backward, clipping, AdamW, codebook. Prints its time over the floor's, side by side; its memory (all
+weights, AdamW's state, the peak within the step) over the floor's (the frozen weights, the peak within it); and how
+much of the machine's fastest matrix product the floor achieves.
 """
 
 import argparse
 import dataclasses
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from timing import machine, medians, peak_memory
+from torch.utils.flop_counter import FlopCounterMode
+from true_models import true_config
 
 import story_generative_model as sgm
 
 
-def batch_of(model: sgm.StoryModel, config: sgm.Config, data_root: str) -> dict:
+def batch_of(model: sgm.StoryModel, data_root: str, story_tokens: int, pictures: bool) -> dict:
+    """The first stories of the training set, cut to `story_tokens`, with pictures as the feature cache has them."""
+    config, diffusion = model.config, model.diffusion
     rows = sgm.read_rows(data_root, "train", config.train_batch_size)
-    sizes = (model.max_tokens, model.diffusion.resolution)
+    longest = min(story_tokens or model.max_tokens, model.max_tokens)
+    sizes = (longest, diffusion.resolution)
     dataset = sgm.StoryDataset(rows, Path(data_root, "train"), model.lm.tokenizer, *sizes, config.seed)
-    items = [dataset[0, index, index < config.diffusion_stories] for index in range(len(rows))]
-    return sgm.collate(items, model.max_tokens)
-
-
-def random_lm(folder: str, **shape: int) -> sgm.LanguageModel:
-    """The embedded language model in another shape: time does not depend on the weights, which are random."""
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-    embedded = sgm.local_or_hub(sgm.PRESETS["storyworld"]["lm_model"])
-    GPT2LMHeadModel(GPT2Config.from_pretrained(embedded, **shape)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(embedded).save_pretrained(folder)
-    return sgm.LanguageModel(folder, *sgm.pick_device())
+    count = (config.diffusion_stories or len(rows)) if pictures else 0
+    batch = sgm.collate([dataset[0, index, index < count] for index in range(len(rows))], longest)
+    if pictures:
+        moments, states, heard = diffusion.features(batch["panels"])
+        states = [one[mask] for one, mask in zip(states, heard)]
+        batch["panels"] = dict(moments=list(moments), states=states)
+    return batch
 
 
 def started(config: sgm.Config, lm: sgm.LanguageModel, diffusion: sgm.LatentDiffusion | None, stories: list[str]):
@@ -68,74 +69,87 @@ def autocast(config: sgm.Config, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def sides(config: sgm.Config, lm: sgm.LanguageModel, data_root: str, pictures: bool) -> tuple[dict, dict]:
-    """A step and its floor, on the model of a configuration as training starts it, and the bytes that lie there before
-    each begins."""
-    device, dtype = sgm.pick_device()
-    diffusion = sgm.LatentDiffusion(config.diffusion_model, device, dtype)
-    model = started(config, lm, diffusion, [row.story for row in sgm.read_rows(data_root, "train", 2000)])
-    batch, step = batch_of(model, config, data_root), step_of(model)
-    if not pictures:
-        batch |= dict(panels={}, painted=[])
-    tokens, mask, cut = (batch[key].to(device) for key in ("tokens", "mask", "cut"))
+def sides(model: sgm.StoryModel, batch: dict) -> tuple[dict, dict]:
+    """A step and its floor, and the bytes that lie there before each begins."""
+    config, lm, diffusion, step = model.config, model.lm, model.diffusion, step_of(model)
+    tokens, mask, cut = (batch[key].to(lm.device) for key in ("tokens", "mask", "cut"))
     heard = torch.cat([torch.arange(len(tokens)), torch.arange(0, len(tokens), 8)])  # the constant prompt's are a part
-    soft = model.soft_prompt.nothing(len(heard)).detach().requires_grad_()
-    if pictures:
-        moments, *heard_texts = model.diffusion.features(batch["panels"])
-        states, seen = model.condition(*heard_texts, torch.zeros(len(moments), sgm.NUM_SLOTS, config.code_dim))
+    inputs = [model.soft_prompt.nothing(len(heard)).detach().requires_grad_()]
+    if batch["painted"]:
+        moments, *heard_texts = diffusion.features(batch["panels"])
+        vectors = torch.zeros(len(moments), sgm.NUM_SLOTS, config.code_dim, device=lm.device)
+        states, seen = model.condition(*heard_texts, vectors)
         states = states.detach().requires_grad_(model.image_condition is not None)
+        inputs += [states] * states.requires_grad
 
     def floor():
-        with autocast(config, device):
-            loss = lm.nll(soft, tokens[heard], mask[heard], cut[heard]).mean()
-            if pictures:
+        with autocast(config, lm.device):
+            loss = lm.nll(inputs[0], tokens[heard], mask[heard], cut[heard]).mean()
+            if batch["painted"]:
                 with torch.set_grad_enabled(states.requires_grad):
-                    error = model.diffusion.nll(moments, states, seen, sgm.seeded(0)).mean()
-                loss = loss + error
-        torch.autograd.grad(loss, [soft, states] if pictures and states.requires_grad else [soft])
+                    loss = loss + diffusion.nll(moments, states, seen, sgm.seeded(0)).mean()
+        torch.autograd.grad(loss, inputs)
 
-    modules = [lm.model, *([diffusion.unet, diffusion.vae, diffusion.text_encoder] if pictures else [])]
+    modules = [lm.model, *([diffusion.unet, diffusion.vae, diffusion.text_encoder] if batch["painted"] else [])]
     frozen = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
     state = frozen + 3 * sum(parameter.nbytes for parameter in model.parameters())  # themselves and AdamW's two moments
     return {"step": lambda: step(batch), "floor": floor}, {"step": state, "floor": frozen}
+
+
+def operations(run: Callable) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def product_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product."""
+    side = 8192 if device.type == "cuda" else 2048
+    x = torch.randn(side, side, device=device).to(dtype)
+    return 2 * side**3 / medians({"product": lambda: x @ x})["product"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_root", default="data")
     parser.add_argument("--train_batch_size", type=int, default=16)
-    parser.add_argument("--lm_shape", type=int, nargs=2, metavar=("WIDTH", "LAYERS"), help="also with such a GPT-2")
+    parser.add_argument("--story_tokens", type=int, default=0, help="cut stories to this; 0: they stay whole")
+    parser.add_argument("--diffusion_stories", type=int, default=2, help="stories of a batch with a picture")
+    parser.add_argument("--true_models", help="folder that true_models.py wrote; the embedded models by default")
     arguments = parser.parse_args()
     sgm.quiet_libraries()
     torch.manual_seed(0)
-    preset = sgm.PRESETS["storyworld"] | dict(train_batch_size=arguments.train_batch_size)
-    config = sgm.Config(preset="storyworld", **preset)
-    lm = sgm.LanguageModel(config.lm_model, *sgm.pick_device())
+    sizes = dict(train_batch_size=arguments.train_batch_size, diffusion_stories=arguments.diffusion_stories)
+    device, dtype = sgm.pick_device()
+    if arguments.true_models:
+        config, dtype, count = true_config(arguments.true_models, **sizes), torch.bfloat16, 64
+    else:
+        config = sgm.Config(preset="storyworld", **(sgm.PRESETS["storyworld"] | sizes))
+        count = 2000
+    stories = [row.story for row in sgm.read_rows(arguments.data_root, "train", count)]
+    lm = sgm.LanguageModel(config.lm_model, device, dtype)
+    diffusion = sgm.LatentDiffusion(config.diffusion_model, device, dtype)
+    peak = product_peak(device, torch.bfloat16 if sgm.precision_for(config, device.type) == "bf16" else dtype)
+    batch = f"{config.train_batch_size} stories a step, {config.diffusion_stories} with a picture"
+    print(f"{machine()}\n{config.lm_model}, {config.diffusion_model}, {batch}")
+    print(f"a matrix product achieves {peak / 1e12:.2f} TFLOP/s\n")
+    head = "a step | seconds | floor | step / floor | MB | floor | step / floor | stories a second | floor / product"
+    print(f"| {head} |\n|{'---|' * len(head.split(' | '))}")
+    trained = dataclasses.replace(config, image_condition="storyboard")
     cases = {
-        "stories alone": (config, lm, False),
-        "with pictures, scored": (config, lm, True),
-        "with pictures, trained": (dataclasses.replace(config, image_condition="storyboard"), lm, True),
+        "stories alone": (config, False),
+        "with pictures, scored": (config, True),
+        "with pictures, trained": (trained, True),
     }
-    if arguments.lm_shape:
-        width, layers = arguments.lm_shape
-        true = sgm.Config(diffusion_model=config.diffusion_model, train_batch_size=arguments.train_batch_size)
-        true = dataclasses.replace(true, mixed_precision=config.mixed_precision, num_codes=1024)
-        shape = dict(n_embd=width, n_layer=layers, n_head=width // 64)
-        with tempfile.TemporaryDirectory() as folder:
-            large = random_lm(folder, **shape)
-        cases[f"stories alone, GPT-2 of width {width} and {layers} layers, encoder of the true sizes"] = (
-            true,
-            large,
-            False,
-        )
-    print(f"{machine()}\n\n| a step | seconds | floor | step / floor | MB | floor | step / floor |")
-    print("|---|---|---|---|---|---|---|")
-    for name, (config, lm, pictures) in cases.items():
-        both, before = sides(config, lm, arguments.data_root, pictures)
+    for name, (settings, pictures) in cases.items():
+        model = started(settings, lm, diffusion, stories)
+        both, before = sides(model, batch_of(model, arguments.data_root, arguments.story_tokens, pictures))
         seconds = medians(both)
         size = {side: (before[side] + peak_memory(both[side])) / 1e6 for side in both}
+        share = operations(both["floor"]) / seconds["floor"] / peak
         cells = [f"{seconds['step']:.3f} | {seconds['floor']:.3f} | {seconds['step'] / seconds['floor']:.2f}"]
         cells += [f"{size['step']:.0f} | {size['floor']:.0f} | {size['step'] / size['floor']:.2f}"]
+        cells += [f"{config.train_batch_size / seconds['step']:.2f} | {share:.0%}"]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

@@ -41,7 +41,13 @@ def medians(sides: dict[str, Callable], runs: int = RUNS, warm_up: int = WARM_UP
 
 
 def peak_memory(side: Callable) -> int:
-    """Bytes that `side` needs at its peak above what stands before it: torch's own allocations, by its profiler."""
+    """Bytes that `side` needs at its peak above what stands before it: torch's own allocations, by its profiler, or by
+    its allocator on a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        side()
+        return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         side()
     total = peak = 0
