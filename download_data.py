@@ -126,7 +126,9 @@ def first_line(error: Exception) -> str:
 
 def is_text(value) -> bool:
     """A string that is not blank, and has no lone surrogate (JSON may hold one, UTF-8 may not)."""
-    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
+    if not isinstance(value, str) or not value.strip():
+        return False
+    return value.isascii() or not re.search("[\ud800-\udfff]", value)  # a picture in base64 is quickly seen
 
 
 def first_sentence(text: str) -> str:

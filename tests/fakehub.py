@@ -10,6 +10,7 @@ of its own with `hub.env(home)`. `hub.log` lists the requests; a fault in `hub.f
 """
 
 import base64
+import functools
 import hashlib
 import io
 import json
@@ -71,18 +72,24 @@ def client_env(endpoint: str, home: Path, **extra: str) -> dict[str, str]:
 # What the hub says of a repository's files
 
 
+@functools.lru_cache(maxsize=1024)  # each request asks for them
+def names_of(data: bytes) -> tuple[str, str]:
+    """What git and what LFS call a file of these bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(), hashlib.sha256(data).hexdigest()
+
+
 def commit_of(revision: str, files: dict[str, bytes]) -> str:
     digest = hashlib.sha1(revision.encode())
     for path in sorted(files):
-        digest.update(path.encode() + hashlib.sha1(files[path]).digest())
+        digest.update(path.encode() + names_of(files[path])[0].encode())
     return digest.hexdigest()
 
 
 def file_entry(path: str, data: bytes) -> dict:
-    git_id = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    git_id, large = names_of(data)
     entry = {"type": "file", "path": path, "oid": git_id, "size": len(data)}
     if len(data) >= LFS_BYTES:
-        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+        entry["lfs"] = {"oid": large, "size": len(data), "pointerSize": 134}
     return entry
 
 

@@ -125,7 +125,7 @@ def draw(curves: dict[str, list[tuple]], path: str) -> None:
         pane.set(xlabel=NAMES[name])
     seconds = [value for points in curves.values() for _, *pair in points for value in pair]
     panes[0].set(ylabel="seconds", ylim=(min(seconds) / 1.5, max(seconds) * 1.5))
-    panes[0].legend(frameon=False, fontsize=9)
+    panes[2].legend(frameon=False, fontsize=9, loc="lower center")
     figure.tight_layout()
     figure.savefig(path, metadata={"Software": None})
 

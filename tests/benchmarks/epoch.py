@@ -1,7 +1,8 @@
 """An epoch with the feature cache against one without: reading, encoding, forward, backward and AdamW of every story,
-where the picture trains the storyboard.
+where the picture trains the storyboard (or, with --image_condition text, is scored at each step).
 
     python tests/benchmarks/epoch.py --data_root data
+    python tests/benchmarks/epoch.py --data_root data --true_models /tmp/true --stories 4 --image_condition text
 
 The cache of the stories at hand is built first, and what that takes is printed beside the epochs.
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from step import started, step_of
 from timing import machine, medians
+from true_models import true_config
 
 import story_generative_model as sgm
 
@@ -22,12 +24,17 @@ def main() -> None:
     parser.add_argument("--data_root", default="data")
     parser.add_argument("--stories", type=int, default=64)
     parser.add_argument("--train_batch_size", type=int, default=8)
+    parser.add_argument("--image_condition", choices=("text", "storyboard"), default="storyboard")
+    parser.add_argument("--true_models", help="folder that true_models.py wrote; the embedded models by default")
     arguments = parser.parse_args()
     sgm.quiet_libraries()
     torch.manual_seed(0)
-    preset = sgm.PRESETS["storyworld"] | dict(image_condition="storyboard", train_batch_size=arguments.train_batch_size)
-    config = sgm.Config(preset="storyworld", **preset)
+    settings = dict(image_condition=arguments.image_condition, train_batch_size=arguments.train_batch_size)
     device, dtype = sgm.pick_device()
+    if arguments.true_models:
+        config, dtype = true_config(arguments.true_models, **settings), torch.bfloat16
+    else:
+        config = sgm.Config(preset="storyworld", **(sgm.PRESETS["storyworld"] | settings))
     lm = sgm.LanguageModel(config.lm_model, device, dtype)
     diffusion = sgm.LatentDiffusion(config.diffusion_model, device, dtype)
     rows = sgm.read_rows(arguments.data_root, "train", arguments.stories)

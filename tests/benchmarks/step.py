@@ -87,7 +87,8 @@ def sides(model: sgm.StoryModel, batch: dict) -> tuple[dict, dict]:
             loss = lm.nll(inputs[0], tokens[heard], mask[heard], cut[heard]).mean()
             if batch["painted"]:
                 with torch.set_grad_enabled(states.requires_grad):
-                    loss = loss + diffusion.nll(moments, states, seen, sgm.seeded(0)).mean()
+                    error = diffusion.nll(moments, states, seen, sgm.seeded(0)).mean()
+                loss = loss + error
         torch.autograd.grad(loss, inputs)
 
     modules = [lm.model, *([diffusion.unet, diffusion.vae, diffusion.text_encoder] if batch["painted"] else [])]
