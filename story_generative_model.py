@@ -152,7 +152,7 @@ class Config:
     top_p: float = flag(0.95, "nucleus of storyboard and story", "train generate", low=0.01)
     repetition_penalty: float = flag(1.0, "above 1 makes the words that were written less likely", "generate", low=0.01)
     max_new_tokens: int = flag(320, "longest continuation of the prompt, in tokens", "train generate", low=1)
-    num_inference_steps: int = flag(20, "denoising steps of the picture", "train generate", low=1)
+    num_inference_steps: int = flag(20, "denoising steps of the picture", "train generate evaluate", low=1)
     guidance_scale: float = flag(7.5, "classifier-free guidance of the picture", "train generate", low=0)
     negative_prompt: str = flag("", "what the picture should not show", "generate")
     image_size: int = flag(0, "side of the picture, pixels; 0 is the model's own", "generate", low=0)

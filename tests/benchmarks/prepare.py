@@ -11,7 +11,6 @@ import base64
 import io
 import itertools
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -63,24 +62,25 @@ def main() -> None:
     rows = [(next(made), paragraph.format(number)) for number in range(arguments.rows)]
     repo = m3it_repo(train=rows, val=rows[:8], shards=2, rows_per_group=100)
     with Hub({"datasets/MMInstruction/M3IT": repo}) as hub, tempfile.TemporaryDirectory() as folder:
-        home, ours, copy = (Path(folder, name) for name in ("home", "ours", "copy"))
-        program = [sys.executable, str(ROOT / "download_data.py"), "--data_root", str(ours)]
+        numbers, program = itertools.count(), [sys.executable, str(ROOT / "download_data.py"), "--data_root"]
 
-        def prepare():
-            shutil.rmtree(ours, ignore_errors=True)
-            subprocess.run(program, check=True, env=hub.env(home), capture_output=True)
+        def fresh() -> str:
+            """A folder for each run: in the place of files that were just deleted a file system is slow."""
+            return str(Path(folder, str(next(numbers))))
 
-        prepare()
+        def prepare(target: str = ""):
+            target = target or fresh()
+            subprocess.run([*program, target], check=True, env=hub.env(Path(folder, "home")), capture_output=True)
+
+        kept = Path(fresh())
+        prepare(str(kept))
         branch = next(revision for revision in repo if "parquet" in revision)
         names = [name for name in repo[branch] if name.startswith("image-paragraph-captioning/")]
         base = f"{hub.url}/datasets/MMInstruction/M3IT/resolve/{branch.replace('/', '%2F')}"
         addresses = " ".join(f"{base}/{name}" for name in names if "/test/" not in name)
-        kept = Path(folder, "kept")
-        shutil.copytree(ours, kept)
 
         def copy_bytes():
-            shutil.rmtree(copy, ignore_errors=True)
-            subprocess.run([sys.executable, "-c", COPY, addresses, str(copy), str(kept)], check=True)
+            subprocess.run([sys.executable, "-c", COPY, addresses, fresh(), str(kept)], check=True)
 
         seconds = medians({"prepare": prepare, "copy": copy_bytes})
         size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) / 1e6

@@ -89,7 +89,9 @@ def sides(model: sgm.StoryModel, batch: dict) -> tuple[dict, dict]:
                 with torch.set_grad_enabled(states.requires_grad):
                     error = diffusion.nll(moments, states, seen, sgm.seeded(0)).mean()
                 loss = loss + error
-        torch.autograd.grad(loss, inputs)
+        loss.backward()
+        for one in inputs:
+            one.grad = None
 
     modules = [lm.model, *([diffusion.unet, diffusion.vae, diffusion.text_encoder] if batch["painted"] else [])]
     frozen = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
