@@ -10,7 +10,7 @@ import dataclasses
 
 import torch
 from timing import machine, medians
-from true_models import true_config
+from true_models import configured
 
 import story_generative_model as sgm
 
@@ -30,11 +30,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     arguments = parser.parse_args()
     sgm.quiet_libraries()
-    device, dtype = sgm.pick_device()
-    if arguments.true_models:
-        config, dtype = true_config(arguments.true_models), torch.bfloat16
-    else:
-        config = sgm.Config(preset="storyworld", **sgm.PRESETS["storyworld"])
+    config, device, dtype = configured(arguments.true_models)
     lm = sgm.LanguageModel(config.lm_model, device, dtype)
     soft = torch.zeros(1, sgm.NUM_SLOTS, lm.width, device=device)
     lengths = {count: dataclasses.replace(config, max_new_tokens=count) for count in (1, 1 + arguments.tokens)}

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from step import started, step_of
 from timing import machine, medians
-from true_models import true_config
+from true_models import configured
 
 import story_generative_model as sgm
 
@@ -30,11 +30,7 @@ def main() -> None:
     sgm.quiet_libraries()
     torch.manual_seed(0)
     settings = dict(image_condition=arguments.image_condition, train_batch_size=arguments.train_batch_size)
-    device, dtype = sgm.pick_device()
-    if arguments.true_models:
-        config, dtype = true_config(arguments.true_models, **settings), torch.bfloat16
-    else:
-        config = sgm.Config(preset="storyworld", **(sgm.PRESETS["storyworld"] | settings))
+    config, device, dtype = configured(arguments.true_models, **settings)
     lm = sgm.LanguageModel(config.lm_model, device, dtype)
     diffusion = sgm.LatentDiffusion(config.diffusion_model, device, dtype)
     rows = sgm.read_rows(arguments.data_root, "train", arguments.stories)

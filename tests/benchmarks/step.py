@@ -18,9 +18,11 @@ from pathlib import Path
 import torch
 from timing import machine, medians, peak_memory
 from torch.utils.flop_counter import FlopCounterMode
-from true_models import true_config
+from true_models import configured
 
 import story_generative_model as sgm
+
+START_STORIES = 64  # that encoder and codebook start from: a step takes as long after a good start
 
 
 def batch_of(model: sgm.StoryModel, data_root: str, story_tokens: int, pictures: bool) -> dict:
@@ -80,7 +82,8 @@ def sides(model: sgm.StoryModel, batch: dict) -> tuple[dict, dict]:
         vectors = torch.zeros(len(moments), sgm.NUM_SLOTS, config.code_dim, device=lm.device)
         states, seen = model.condition(*heard_texts, vectors)
         states = states.detach().requires_grad_(model.image_condition is not None)
-        inputs += [states] * states.requires_grad
+        if states.requires_grad:
+            inputs.append(states)
 
     def floor():
         with autocast(config, lm.device):
@@ -123,13 +126,8 @@ def main() -> None:
     sgm.quiet_libraries()
     torch.manual_seed(0)
     sizes = dict(train_batch_size=arguments.train_batch_size, diffusion_stories=arguments.diffusion_stories)
-    device, dtype = sgm.pick_device()
-    if arguments.true_models:
-        config, dtype, count = true_config(arguments.true_models, **sizes), torch.bfloat16, 64
-    else:
-        config = sgm.Config(preset="storyworld", **(sgm.PRESETS["storyworld"] | sizes))
-        count = 2000
-    stories = [row.story for row in sgm.read_rows(arguments.data_root, "train", count)]
+    config, device, dtype = configured(arguments.true_models, **sizes)
+    stories = [row.story for row in sgm.read_rows(arguments.data_root, "train", START_STORIES)]
     lm = sgm.LanguageModel(config.lm_model, device, dtype)
     diffusion = sgm.LatentDiffusion(config.diffusion_model, device, dtype)
     peak = product_peak(device, torch.bfloat16 if sgm.precision_for(config, device.type) == "bf16" else dtype)
