@@ -46,7 +46,7 @@ def overflow_once(step: int = 3) -> None:
 
     def poisoned(self, what, value, losses, batch):
         if self.step + 1 == step and what == "loss":
-            weight = self.model.soft_prompt.straight.weight
+            weight = self.model.soft_prompt.linear.weight
             weight.register_hook(lambda gradient: gradient * torch.inf)
         return backward(self, what, value, losses, batch)
 
@@ -55,8 +55,8 @@ def overflow_once(step: int = 3) -> None:
 
 def slow_steps() -> None:
     """A step takes seconds."""
-    noise = sgm.Trainer.noise
-    sgm.Trainer.noise = lambda self: (time.sleep(3), noise(self))[1]
+    noise = sgm.Trainer.noise_generator
+    sgm.Trainer.noise_generator = lambda self: (time.sleep(3), noise(self))[1]
 
 
 def small_files(kilobytes: int) -> None:
@@ -81,7 +81,7 @@ FAULTS |= {f"files of {size} kB": partial(small_files, size) for size in (3, 100
 
 def note_steps(log: Path, pulse) -> None:
     """Every step is told to the parent, and the stories that it read go to the log."""
-    noise, check = sgm.Trainer.noise, sgm.Trainer.check_finite
+    noise, check = sgm.Trainer.noise_generator, sgm.Trainer.check_finite
 
     def counted(self):
         pulse.value = self.step
@@ -95,7 +95,7 @@ def note_steps(log: Path, pulse) -> None:
                 file.write(json.dumps(line) + "\n")
         return check(self, what, value, losses, batch)
 
-    sgm.Trainer.noise, sgm.Trainer.check_finite = counted, noted
+    sgm.Trainer.noise_generator, sgm.Trainer.check_finite = counted, noted
 
 
 def note_codebook(log: Path) -> None:

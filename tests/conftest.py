@@ -203,7 +203,7 @@ def model(config, lm, diffusion, data_folder):
 
     torch.manual_seed(0)
     model = sgm.StoryModel(config, lm, diffusion).train()
-    model.start_codebook([row.story for row in sgm.read_rows(str(data_folder), "train")])
+    model.init_codebook([row.story for row in sgm.read_rows(str(data_folder), "train")])
     return model.eval()
 
 

@@ -31,9 +31,9 @@ def write_rows(folder, *lines):
 @pytest.mark.parametrize(
     "bad",
     [
-        b"{not json", b'"text"', b"[]", b"5", b"null", without("prompt"), without("story"), without("image_path"),
+        b"{not json", b'"text"', b"[]", b"5", b"null", without("prompt"), without("story"), GOOD | {"image_path": ""},
         GOOD | {"story": "  "}, GOOD | {"story": 7}, GOOD | {"prompt": None}, GOOD | {"image_path": ["a.png"]},
-        GOOD | {"panels": [{"text": "x"}]}, GOOD | {"panels": ["x"]}, GOOD | {"panels": "x"}, GOOD | {"panels": 5},
+        GOOD | {"panels": [{"text": "x", "image_path": 5}]}, GOOD | {"panels": [{}]}, GOOD | {"panels": ["x"]}, GOOD | {"panels": "x"}, GOOD | {"panels": 5},
         b'{"prompt": "\xff"}',
     ],
 )  # fmt: skip
@@ -49,6 +49,14 @@ def test_a_row_without_panels_is_one_panel(tmp_path):
     (row,) = sgm.read_rows(write_rows(tmp_path, GOOD), "train")
     assert row.panels == (sgm.Panel("The fox sat.", "a.png"),)
     assert (row.prompt, row.story, row.factors) == ("The fox", "The fox sat.", {})
+
+
+def test_a_picture_is_optional(tmp_path):
+    """Rows and panels without one teach the text alone."""
+    mixed = GOOD | {"panels": [{"text": "The fox"}, {"text": "sat.", "image_path": "b.png"}]}
+    rows = sgm.read_rows(write_rows(tmp_path, without("image_path"), mixed), "train")
+    assert rows[0].panels == (sgm.Panel("The fox sat.", ""),) and rows[0].pictured == []
+    assert rows[1].pictured == [sgm.Panel("sat.", "b.png")]
 
 
 def test_a_limit_reads_no_further(tmp_path):
@@ -92,7 +100,7 @@ def test_no_file_and_no_rows_say_what_to_do(tmp_path):
 
 
 def load(path, resolution: int, where: str = "row"):
-    return sgm.load_picture(path.parent, path.name, resolution, where)
+    return sgm.load_image(path.parent, path.name, resolution, where)
 
 
 def picture_file(tmp_path, mode: str, kind: str, **options):
@@ -176,7 +184,7 @@ def test_the_panel_is_a_function_of_seed_epoch_and_index(dataset):
     for index in range(24):
         item = dataset[0, index, True]
         panel = next(panel for panel in dataset.rows[index].panels if panel.text == item["panel"]["text"])
-        assert torch.equal(item["panel"]["pixels"], sgm.load_picture(dataset.folder, panel.image_path, 16, ""))
+        assert torch.equal(item["panel"]["pixels"], sgm.load_image(dataset.folder, panel.image_path, 16, ""))
 
 
 def test_a_story_beyond_the_context_is_cut_and_marked(dataset):
@@ -238,10 +246,14 @@ def test_a_batch_may_be_larger_than_the_data():
 
 
 def test_seeded_draws_depend_on_every_number_and_on_nothing_else():
-    draws = {numbers: torch.rand((), generator=sgm.seeded(*numbers)).item() for numbers in [(0, 1), (1, 0), (0, 1, 0)]}
-    assert len(set(draws.values())) == 3
+    def draw(*key) -> float:
+        return torch.rand((), generator=sgm.make_generator(*key)).item()
+
+    keys = [(seed, stream, *rest) for seed in (0, 1) for stream in sgm.Stream for rest in ((), (0,), (1,))]
+    draws = {key: draw(*key) for key in keys}
+    assert len(set(draws.values())) == len(keys)  # no two streams meet
     torch.manual_seed(9)
-    assert draws[0, 1] == torch.rand((), generator=sgm.seeded(0, 1)).item()
+    assert draws == {key: draw(*key) for key in keys}
 
 
 def test_pictures_come_with_every_nth_batch_alone():

@@ -79,12 +79,12 @@ def test_the_storyboard_is_drawn_by_how_well_it_opens_with_the_prompt(checkpoint
     """Sampling-importance resampling: over many seeds the frequencies are the weights of the candidates."""
     config = dataclasses.replace(checkpoint["config"], num_storyboards=2)
     model = sgm.load_model(checkpoint, config, torch.device("cpu"), torch.float32, paints=False)
-    model.soft_prompt.unit *= 20  # so that the two candidates differ in weight
+    model.soft_prompt.embed_std *= 20  # so that the two candidates differ in weight
     expected, hits = 0.0, 0
     for seed in range(60):
-        candidates = model.prior.sample(2, sgm.seeded(seed, 0), [], config.temperature, config.top_p)
+        candidates = model.prior.sample(2, sgm.make_generator(seed, sgm.Stream.STORYBOARD), [], config.temperature, config.top_p)
         tokens, mask, _ = model.tokenize(["The red fox"] * 2)
-        nll = model.lm.nll(model.soft(candidates), tokens, mask, torch.ones(2, dtype=torch.bool))
+        nll = model.lm.nll(model.prompt_embeds(candidates), tokens, mask, torch.ones(2, dtype=torch.bool))
         expected += (-nll).softmax(0).max().item()
         drawn = sgm.draw_storyboard(model, "The red fox", [], config, seed)
         hits += torch.equal(drawn, candidates[nll.argmin()])
@@ -146,10 +146,10 @@ STORY = 'The fox ran. "Is it far?" asked Tom. He sat down, e.g. on a stone. Why?
 
 
 def test_sentences_end_where_the_next_begins():
-    assert sgm.sentences_of(STORY) == [
+    assert sgm.split_sentences(STORY) == [
         "The fox ran.", '"Is it far?" asked Tom.', "He sat down, e.g. on a stone.", "Why?", "It rained!", "The end.",
     ]  # fmt: skip
-    assert sgm.sentences_of("no end at all") == ["no end at all"]
+    assert sgm.split_sentences("no end at all") == ["no end at all"]
 
 
 @pytest.mark.parametrize("panels", range(1, 9))
@@ -172,7 +172,7 @@ def test_each_panel_is_painted_from_the_story_so_far(write, diffusion, checkpoin
     assert " ".join(texts) == result.story
     if len(texts) > 1:
         states, mask = diffusion.encode_texts([f"{texts[0]} {texts[1]}"])
-        (alone,) = diffusion.paint(states, mask, checkpoint["config"], [result.panels[1].seed])
+        (alone,) = diffusion.sample_images(states, mask, checkpoint["config"], [result.panels[1].seed])
         difference = np.asarray(alone, dtype=float) - np.asarray(result.panels[1].image, dtype=float)
         assert np.abs(difference).max() <= 2
 
@@ -180,13 +180,13 @@ def test_each_panel_is_painted_from_the_story_so_far(write, diffusion, checkpoin
 def test_shared_attention_makes_panels_alike_and_is_gone_afterwards(diffusion, config):
     states, mask = diffusion.encode_texts(["a red fox", "the blue owl", "the sea"])
 
-    def paint(consistency: str) -> np.ndarray:
+    def sample_images(consistency: str) -> np.ndarray:
         settings = dataclasses.replace(config, panel_consistency=consistency)
         return np.stack(
-            [np.asarray(image, dtype=float) for image in diffusion.paint(states, mask, settings, [1, 2, 3])]
+            [np.asarray(image, dtype=float) for image in diffusion.sample_images(states, mask, settings, [1, 2, 3])]
         )
 
-    before, shared, after = paint("off"), paint("attention"), paint("off")
+    before, shared, after = sample_images("off"), sample_images("attention"), sample_images("off")
     assert np.array_equal(before, after) and not np.array_equal(before, shared)
 
 

@@ -25,7 +25,7 @@ def result() -> sgm.IllustratedStory:
 
 @pytest.fixture()
 def record(result) -> dict:
-    settings = {name: getattr(sgm.Config(), name) for name in sgm.MADE_WITH}
+    settings = {name: getattr(sgm.Config(), name) for name in sgm.RECORDED_SETTINGS}
     model = dict(name="a/b", revision="")
     return dict(
         prompt=result.prompt,
@@ -68,8 +68,12 @@ def test_the_page_shows_what_changed(result, record):
     assert text.count("<s>") == 1 and "<s>7</s> 6 <i>g</i></li>" in text and "&lt;b&gt;star" in text
     assert "<del>An old fox</del>" in text and "<ins>" in text
     moved = ["The fox", "ran to the sea."], ["The fox ran", "to the red sea."]
-    assert sgm.changes_in(" ".join(moved[0]), moved[1]) == ["The fox ran", "to the <ins>red</ins> sea."]
-    assert sgm.changes_in("a b c", ["a", "b"]) == ["a", "b <del>c</del>"]
+    marked = [("same", "to the"), ("new", "red"), ("same", "sea.")]
+    assert sgm.mark_changes(" ".join(moved[0]), moved[1]) == [[("same", "The fox ran")], marked]
+    assert sgm.mark_changes("a b c", ["a", "b"]) == [[("same", "a")], [("same", "b"), ("gone", "c")]]
+    longer = dict(record, story=" ".join(panel.text for panel in result.panels) + " The end.")
+    changed = sgm.as_html(result, record, longer).decode()
+    assert " <del>The end.</del></figcaption>" in changed and "<ins>" not in changed
     assert "<del>" not in sgm.as_html(result, record, record).decode()
 
 
@@ -105,7 +109,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(sgm.StoryError, match="disk full"):
-        sgm.write_safely(tmp_path / "a.png", broken)
+        sgm.write_output(tmp_path / "a.png", broken)
     assert not list(tmp_path.iterdir())
-    sgm.write_safely(tmp_path / "a.png", lambda: b"x")
+    sgm.write_output(tmp_path / "a.png", lambda: b"x")
     assert (tmp_path / "a.png").read_bytes() == b"x"

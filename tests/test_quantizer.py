@@ -82,7 +82,7 @@ def test_the_nearest_code_is_the_nearest_and_ties_go_to_the_smaller():
 def test_it_starts_on_the_clusters_of_the_first_outputs():
     x, centres = clusters(800)
     quantizer = sgm.VectorQuantizer(8, 4, decay=0.99)
-    quantizer.start(x)
+    quantizer.init_codebook(x)
     assert torch.cdist(centres, quantizer.codebook).amin(1).max() < 0.1
     assert int(quantizer.updates) == 1 and quantizer.counts.sum() == 800
     assert torch.equal(nearest(quantizer, x), torch.cdist(x, quantizer.codebook).argmin(1))
@@ -90,7 +90,7 @@ def test_it_starts_on_the_clusters_of_the_first_outputs():
 
 def test_kmeans_centres_are_the_means_of_their_rows():
     x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
-    centres, counts = sgm.kmeans(x, 5, sgm.seeded(0), iterations=100)
+    centres, counts = sgm.kmeans(x, 5, torch.Generator().manual_seed(0), iterations=100)
     nearest = torch.cdist(x, centres).argmin(1)
     assert torch.equal(counts, torch.bincount(nearest, minlength=5).float())
     for code in range(5):
@@ -99,11 +99,11 @@ def test_kmeans_centres_are_the_means_of_their_rows():
 
 def test_kmeans_with_fewer_rows_than_clusters_stands_on_the_rows():
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 5.0]])
-    centres, counts = sgm.kmeans(x, 8, sgm.seeded(0))
+    centres, counts = sgm.kmeans(x, 8, torch.Generator().manual_seed(0))
     assert centres.shape == (8, 2) and counts.sum() == 3 and (counts > 0).sum() == 3
     assert torch.cdist(centres, x).amin(1).max() == 0
     quantizer = sgm.VectorQuantizer(8, 2, decay=0.9)
-    quantizer.start(x)
+    quantizer.init_codebook(x)
     torch.testing.assert_close(quantizer.codebook[nearest(quantizer, x)], x)
     step(quantizer, x)
     assert all(torch.isfinite(values).all() for values in state(quantizer).values())
@@ -112,7 +112,7 @@ def test_kmeans_with_fewer_rows_than_clusters_stands_on_the_rows():
 def test_started_from_data_the_codebook_does_not_collapse():
     """Counts at zero beside random sums leave one code alive after two steps; codes started from data stay alive."""
     quantizer = sgm.VectorQuantizer(64, 4, decay=0.99)
-    quantizer.start(clusters(512, count=64, spread=0.2)[0])
+    quantizer.init_codebook(clusters(512, count=64, spread=0.2)[0])
     for number in range(100):
         step(quantizer, clusters(512, count=64, spread=0.2)[0] + 0.01 * number)
     used, perplexity = quantizer.usage()
@@ -174,6 +174,6 @@ def test_the_variance_per_nat_is_what_the_codes_explain():
     quantizer = sgm.VectorQuantizer(3, 1, decay=0.9)
     quantizer.codebook.copy_(torch.tensor([[0.0], [1.0], [4.0]]))
     quantizer.counts.copy_(torch.tensor([6.0, 2, 0]))  # mean 1/4, variance 3/4 * (1/4)^2 + 1/4 * (3/4)^2 = 3/16
-    assert quantizer.variance_per_nat() == pytest.approx(3 / 16 / math.log(3))
+    assert quantizer.lagrange_multiplier() == pytest.approx(3 / 16 / math.log(3))
     quantizer.counts.copy_(torch.tensor([0.0, 5, 0]))  # collapsed, it explains nothing: codes cost nothing any more
-    assert quantizer.variance_per_nat() == 0
+    assert quantizer.lagrange_multiplier() == 0

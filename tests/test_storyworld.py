@@ -123,7 +123,7 @@ def test_the_painter_paints_what_a_story_says():
     diffusion = sgm.LatentDiffusion(config.diffusion_model, torch.device("cpu"), torch.float32)
     stories = [world.write_story(2 * 10**9 + number) for number in range(12)]
     condition = diffusion.encode_texts([story.text for story in stories])
-    painted = diffusion.paint(*condition, config, list(range(12)))
+    painted = diffusion.sample_images(*condition, config, list(range(12)))
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in painted])).permute(0, 3, 1, 2) / 255
     shares = shares_right(pixels, stories, [7] * 12)
     assert np.mean(list(shares.values())) > 0.9 and min(shares.values()) > 0.7, shares

@@ -126,7 +126,7 @@ def test_resuming_with_another_shape_is_refused(trained, tmp_path):
 def test_a_processor_gets_the_precision_it_has(make_config, monkeypatch, capsys, wanted, capability, used):
     """Where it is not what was asked for, one line says so."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": capability, "l2": 5})
-    assert sgm.precision_for(make_config(mixed_precision=wanted), "cpu") == used
+    assert sgm.usable_precision(make_config(mixed_precision=wanted), "cpu") == used
     told = capsys.readouterr().err
     assert len(told.splitlines()) == (wanted != used) and ("fp32" in told) == (wanted != used)
 
@@ -143,7 +143,7 @@ def test_two_accumulated_batches_are_one_step(make_config, monkeypatch, lm, diff
 
     def recorded(self, batch, noise):
         if self.training:
-            weight = self.soft_prompt.straight.weight.detach().clone()
+            weight = self.soft_prompt.linear.weight.detach().clone()
             seen.append((batch["index"], len(batch["painted"]), int(self.encoder.quantizer.updates) > 0, weight))
         return forward(self, batch, noise)
 
@@ -163,7 +163,7 @@ def test_two_accumulated_batches_are_one_step(make_config, monkeypatch, lm, diff
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(trained, tmp_path, monkeypatch):
     checkpoint = torch.load(Path(trained.output_dir) / "ckpt_3.pt", weights_only=True)
-    checkpoint["model"]["soft_prompt.straight.weight"].fill_(float("nan"))
+    checkpoint["model"]["soft_prompt.linear.weight"].fill_(float("nan"))
     sgm.save_checkpoint(tmp_path / "ckpt_3.pt", checkpoint)
     models, make_optimizer = [], sgm.make_optimizer
 
@@ -267,19 +267,19 @@ def test_a_training_settles(checkpoint, data_folder):
 
     @torch.no_grad()
     def latent_nll() -> float:
-        return model.prior.nll(model.codes_of(stories)).mean().item()
+        return model.prior.nll(model.encode_stories(stories)).mean().item()
 
     start, steps = latent_nll(), []
     hook = model.prior.register_forward_hook(lambda *_: steps.append(torch.is_grad_enabled()))
-    sgm.settle(model, stories, config, batch=4)
+    sgm.finetune_prior(model, stories, config, batch=4)
     hook.remove()
-    passes = sgm.PRIOR_PASSES * len(stories) // 4  # so often it goes through a small training set, not more
+    passes = sgm.PRIOR_EPOCHS * len(stories) // 4  # so often it goes through a small training set, not more
     assert sum(steps) == passes // sgm.PRIOR_ROUNDS * sgm.PRIOR_ROUNDS
     assert latent_nll() < 0.8 * start
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    fitted = moved - {"encoder.heard"}
+    fitted = moved - {"encoder.slot_fisher"}
     assert fitted and all(name.startswith("prior.") for name in fitted)
-    assert "encoder.heard" in moved and model.encoder.heard.max() == 1 and model.encoder.heard.min() >= 0.01
+    assert "encoder.slot_fisher" in moved and model.encoder.slot_fisher.max() == 1 and model.encoder.slot_fisher.min() >= 0.01
 
 
 def test_a_slot_is_heard_as_far_as_its_vector_moves_the_text_nll(checkpoint, data_folder):
@@ -287,8 +287,8 @@ def test_a_slot_is_heard_as_far_as_its_vector_moves_the_text_nll(checkpoint, dat
     config = checkpoint["config"]
     model = sgm.load_model(checkpoint, config, torch.device("cpu"), torch.float64, paints=False).double()
     stories = [row.story for row in sgm.read_rows(str(data_folder), "train")][:3]
-    model.listen(stories)
-    vectors, tokens = model.encoder.quantizer.look_up(model.codes_of(stories)), model.tokenize(stories)
+    model.estimate_slot_fisher(stories)
+    vectors, tokens = model.encoder.quantizer.embed_codes(model.encode_stories(stories)), model.tokenize(stories)
     power, step = torch.zeros(sgm.NUM_SLOTS, dtype=torch.float64), 1e-4
     with torch.no_grad():
         for slot in range(sgm.NUM_SLOTS):
@@ -299,4 +299,4 @@ def test_a_slot_is_heard_as_far_as_its_vector_moves_the_text_nll(checkpoint, dat
                 moved[:, slot, dim] -= 2 * step
                 slopes = (there - model.lm.nll(model.soft_prompt(moved), *tokens)) / (2 * step)
                 power[slot] += slopes.square().sum()
-    torch.testing.assert_close(model.encoder.heard, (power / power.max()).clamp(min=0.01), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(model.encoder.slot_fisher, (power / power.max()).clamp(min=0.01), rtol=1e-3, atol=1e-5)

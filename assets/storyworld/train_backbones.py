@@ -583,12 +583,12 @@ def starting_storyboards(lm: sgm.LanguageModel, texts: list[str], num_codes: int
     config = sgm.Config(**sgm.PRESETS["storyworld"] | dict(num_codes=num_codes, seed=seed, encoder_layers=1))
     torch.manual_seed(seed)
     model = sgm.StoryModel(config, lm, None).to(lm.device).eval()
-    model.start_encoder(texts)
-    model.start_codebook(texts[: sgm.codebook_sample(num_codes)])
-    codes = model.codes_of(texts)  # (N, S)
+    model.init_encoder(texts)
+    model.init_codebook(texts[: sgm.codebook_init_stories(num_codes)])
+    codes = model.encode_stories(texts)  # (N, S)
     with torch.no_grad():
         shares = F.one_hot(codes, num_codes).double().mean(0)  # (S, K)
-        return model.soft(codes), torch.special.entr(shares).sum().item()
+        return model.prompt_embeds(codes), torch.special.entr(shares).sum().item()
 
 
 @dataclass
@@ -628,7 +628,7 @@ def listening_batches(run: Run, lm: sgm.LanguageModel, weights: np.ndarray) -> C
         for start in starts:
             parts, lengths, owners = zip(*drawn[start : start + LM_BATCH])
             heard = [place for place, owner in enumerate(owners) if owner >= 0]
-            batch = lm_batch(parts, lengths, weights, lm.start, rng)
+            batch = lm_batch(parts, lengths, weights, lm.bos, rng)
             boards = soft[[owners[place] for place in heard]]
             batches.append(ListeningBatch(batch, torch.tensor(heard, dtype=torch.long), boards))
         return batches
@@ -1374,13 +1374,13 @@ def load_shipped(run: Run) -> Shipped:
     return Shipped(model, config, load_probe(run.output_dir / "probe.safetensors").to(run.device))
 
 
-def paint(shipped: Shipped, texts: list[str]) -> np.ndarray:
+def sample_images(shipped: Shipped, texts: list[str]) -> np.ndarray:
     """One generated picture per text, (N, 128, 128, 3) uint8; texts of any length; the seed is the text's number."""
     pictures = []
     for start in range(0, len(texts), REPORT_BATCH):
         part = texts[start : start + REPORT_BATCH]
         condition = shipped.model.diffusion.encode_texts(part)
-        pictures += shipped.model.diffusion.paint(*condition, shipped.config, list(range(start, start + len(part))))
+        pictures += shipped.model.diffusion.sample_images(*condition, shipped.config, list(range(start, start + len(part))))
     return np.stack([np.asarray(picture) for picture in pictures])
 
 

@@ -34,7 +34,7 @@ def wide_lm(folder: str, positions: int) -> sgm.LanguageModel:
     """The embedded language model with another window and random weights."""
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-    embedded = sgm.local_or_hub(sgm.PRESETS["storyworld"]["lm_model"])
+    embedded = sgm.resolve_model_path(sgm.PRESETS["storyworld"]["lm_model"])
     GPT2LMHeadModel(GPT2Config.from_pretrained(embedded, n_positions=positions)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(embedded).save_pretrained(folder)
     return sgm.LanguageModel(folder, *sgm.pick_device())
@@ -69,12 +69,12 @@ def measure(lm: sgm.LanguageModel, words: list[int], tokens: int, batch: int, co
 
         fixed = next_batch()
         ids, mask, cut = (fixed[key].to(lm.device) for key in ("tokens", "mask", "cut"))
-        heard = torch.cat([torch.arange(batch), torch.arange(0, batch, 8)])
-        soft = model.soft_prompt.nothing(len(heard)).detach().requires_grad_()
+        picks = torch.cat([torch.arange(batch), torch.arange(0, batch, 8)])
+        soft = model.soft_prompt.constant_prompt(len(picks)).detach().requires_grad_()
 
         def frozen():
             with autocast(config, lm.device):
-                torch.autograd.grad(lm.nll(soft, ids[heard], mask[heard], cut[heard]).mean(), [soft])
+                torch.autograd.grad(lm.nll(soft, ids[picks], mask[picks], cut[picks]).mean(), [soft])
 
         return medians({"step": lambda: step(next_batch()), "language model": frozen})
 
@@ -90,7 +90,7 @@ def main() -> None:
     curves = {}
     with tempfile.TemporaryDirectory() as folder:
         lm = wide_lm(folder, POINTS["tokens"][-1] + sgm.NUM_SLOTS + 1)
-        words = torch.randint(lm.model.config.vocab_size, (8192,), generator=sgm.seeded(0)).tolist()
+        words = torch.randint(lm.model.config.vocab_size, (8192,), generator=torch.Generator().manual_seed(0)).tolist()
         for name, points in POINTS.items():
             before = None
             for point in points:

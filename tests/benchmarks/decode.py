@@ -34,7 +34,7 @@ def main() -> None:
     lm = sgm.LanguageModel(config.lm_model, device, dtype)
     soft = torch.zeros(1, sgm.NUM_SLOTS, lm.width, device=device)
     lengths = {count: dataclasses.replace(config, max_new_tokens=count) for count in (1, 1 + arguments.tokens)}
-    seconds = medians({n: lambda one=one: lm.write(soft, [PROMPT], one, [0]) for n, one in lengths.items()})
+    seconds = medians({n: lambda one=one: lm.generate_text(soft, [PROMPT], one, [0]) for n, one in lengths.items()})
     token = (seconds[1 + arguments.tokens] - seconds[1]) / arguments.tokens
     weights = sum(p.nbytes for name, p in lm.model.named_parameters() if "wpe" not in name)
     limit = weights / bandwidth(device)

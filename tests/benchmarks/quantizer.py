@@ -29,7 +29,7 @@ def sides(width: int, codes: int) -> dict:
     def our_step():
         with torch.no_grad():
             codes = ours.distances(vectors).argmin(1)
-            ours.look_up(codes)
+            ours.embed_codes(codes)
             ours.update(vectors, codes)
 
     def their_step():

@@ -59,7 +59,6 @@ def test_a_full_disk(trained, tmp_path, fault, what):
     (folder / "ckpt_3.pt").write_bytes(before)
     config = replace(trained, output_dir=str(folder), resume_from_checkpoint="latest", max_train_steps=1000)
     settings = dict(checkpointing_steps=6, validation_steps=1000, logging_steps=100, override=True)
-    settings |= dict(no_feature_cache=True)  # it would be the first to find the disk full
     if what == "--output_dir":  # TensorBoard's file is full first
         settings |= dict(checkpointing_steps=1000, logging_steps=1)
     child = Child(as_flags(replace(config, **settings)), tmp_path / "log", fault)

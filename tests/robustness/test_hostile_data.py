@@ -74,9 +74,9 @@ def test_pictures(tmp_path, name):
     (tmp_path / "x.png").write_bytes(make())
     if expected is None:
         with pytest.raises(sgm.StoryError, match=rf"{re.escape(WHERE)}: .*x\.png: not a readable"):
-            sgm.load_picture(tmp_path, "x.png", 16, WHERE)
+            sgm.load_image(tmp_path, "x.png", 16, WHERE)
         return
-    pixels = sgm.load_picture(tmp_path, "x.png", 16, WHERE)
+    pixels = sgm.load_image(tmp_path, "x.png", 16, WHERE)
     assert pixels.shape == (3, 16, 16) and pixels.min() >= -1 and pixels.max() <= 1
     if expected == "both ends":
         assert pixels[:, :, :5].max() < -0.95 and pixels[:, :, -5:].min() > 0.95
@@ -108,7 +108,7 @@ def test_symbolic_links(tmp_path, link):
         (split / "images").symlink_to(tmp_path)
     name = "x.png" if link == "file" else "images/secret.png"
     with pytest.raises(sgm.StoryError, match=r"stories\.jsonl:7: .*leads out of"):
-        sgm.load_picture(split, name, 16, WHERE)
+        sgm.load_image(split, name, 16, WHERE)
 
 
 # Rows
@@ -210,7 +210,7 @@ def test_fuzzed_storyboards(record_property):
 def test_fuzzed_records(record_property, tmp_path):
     record_property("tried", 300)
     usual = sgm.Config(source="x")
-    values = {name: st.just(getattr(usual, name)) | JSON for name in sgm.MADE_WITH}
+    values = {name: st.just(getattr(usual, name)) | JSON for name in sgm.RECORDED_SETTINGS}
     record = dict(prompt=JSON | st.just("A fox"), seed=JSON | st.just(3), settings=JSON | st.fixed_dictionaries(values))
     boards = JSON | st.lists(st.integers(0, 99), min_size=8, max_size=8)
     records = st.fixed_dictionaries(record | dict(storyboard=boards))
@@ -218,7 +218,7 @@ def test_fuzzed_records(record_property, tmp_path):
 
     def read(page):
         (tmp_path / "a.html").write_text(page, "utf-8", "surrogatepass")
-        told_in_one_line(sgm.again, sgm.Config(source=str(tmp_path / "a.html")), set())
+        told_in_one_line(sgm.replay_config, sgm.Config(source=str(tmp_path / "a.html")), set())
 
     FUZZ(given(pages | st.text())(read))()
 

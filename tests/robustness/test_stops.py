@@ -66,7 +66,7 @@ def test_one_rank_signalled_stops_both(endless, tmp_path, rank):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite(trained, tmp_path, monkeypatch, value):
     checkpoint = torch.load(Path(trained.output_dir) / "ckpt_3.pt", weights_only=True)
-    checkpoint["model"]["soft_prompt.straight.weight"].fill_(value)
+    checkpoint["model"]["soft_prompt.linear.weight"].fill_(value)
     sgm.save_checkpoint(tmp_path / "ckpt_3.pt", checkpoint)
     stopped_before_the_update(trained, tmp_path, monkeypatch, checkpoint, "loss")
 
@@ -78,7 +78,7 @@ def test_a_gradient_that_is_not_finite(trained, tmp_path, monkeypatch):
     make_optimizer = sgm.make_optimizer
 
     def poisoned(model, config):
-        model.soft_prompt.straight.weight.register_hook(lambda gradient: gradient * torch.inf)
+        model.soft_prompt.linear.weight.register_hook(lambda gradient: gradient * torch.inf)
         return make_optimizer(model, config)
 
     monkeypatch.setattr(sgm, "make_optimizer", poisoned)
@@ -119,7 +119,7 @@ def test_fp16_overflow(make_config, monkeypatch):
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=accelerator.scaler)
     accelerator._optimizers = [trainer.optimizer]
-    seen, noise = [], sgm.Trainer.noise
+    seen, noise = [], sgm.Trainer.noise_generator
 
     def note(self):
         quantizer = self.model.encoder.quantizer
@@ -127,7 +127,7 @@ def test_fp16_overflow(make_config, monkeypatch):
         seen.append((accelerator.scaler.get_scale(), self.schedule.last_epoch, state, int(quantizer.updates)))
         return noise(self)
 
-    monkeypatch.setattr(sgm.Trainer, "noise", note)
+    monkeypatch.setattr(sgm.Trainer, "noise_generator", note)
     trainer.fit()
     scales, schedule, states, updates = zip(*seen)
     skipped = [second < first for first, second in pairwise(scales)]
