@@ -795,6 +795,10 @@ def build_hub(
 ) -> dict[str, int]:
     """Stream a data set of the hub, or the parquet files {split: paths} of a folder `name`, into
     data_root/{train,val}; stories per split. DataError where it cannot be had."""
+    if not parquet and Path(name).exists():
+        raise DataError(
+            f"{name} is a folder here, too: take it with --source folder, or go elsewhere."
+        )
     files = sha256(*sorted(itertools.chain(*parquet.values())))[:16] if parquet else None
     settings = {"source": "folder" if parquet else "hub", "dataset_name": name, "seed": seed}
     settings |= {"config": config, "files": files, "columns": columns}
@@ -893,11 +897,11 @@ def hub_errors(name: str):
     """Turn a failure of the hub into one message with the ways out."""
     try:
         yield
-    except (ValueError, RuntimeError) as error:  # which config of many, or a script in its place
-        raise DataError(f"{name}: {' '.join(str(error).split())[:400]}") from error
     except hub_exceptions() as error:
         from huggingface_hub import constants
 
+        if Path(name.partition(" sha256 ")[0]).exists():  # parquet files of a folder
+            raise DataError(f"{name}: {first_line(error)}") from error
         raw_files = M3IT_RAW_FILE.format("*")
         raise DataError(
             f"Cannot read {name} from {constants.ENDPOINT}: {first_line(error)}\n"
@@ -909,6 +913,8 @@ def hub_errors(name: str):
             "    and run this again with HF_HOME set to that cache and HF_HUB_OFFLINE=1.\n"
             "What has been read stays, and the same command goes on from there."
         ) from error
+    except (ValueError, RuntimeError) as error:  # which config of many, or a script in its place
+        raise DataError(f"{name}: {' '.join(str(error).split())[:400]}") from error
 
 
 # --------------------------------------------------------------------------------------------------
