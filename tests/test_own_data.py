@@ -93,9 +93,7 @@ def test_sentences_joined_are_the_text(name):
 # The hub
 
 
-@pytest.mark.check(
-    "hub: parquet with pictures; with and without a validation split; a config; killed and resumed"
-)
+@pytest.mark.check("hub: parquet with pictures, with and without a validation split")
 @pytest.mark.parametrize("named", [True, False])
 def test_hub_parquet_with_pictures(tmp_path, named):
     rows = [{"image": data, "text": text, "id": 7} for data, text in zip(PICTURES, tales(20))]
@@ -117,7 +115,7 @@ def test_hub_parquet_with_pictures(tmp_path, named):
     assert {row["story"] for row in train + val} == set(tales(20))
 
 
-@pytest.mark.check("hub: text alone, in parquet and in JSON lines; the limits")
+@pytest.mark.check("hub: text alone, in parquet and in JSON lines")
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_hub_text_alone(tmp_path, kind):
     splits = {
@@ -344,7 +342,7 @@ def test_a_long_field_and_quotes_are_read(tmp_path):
 
 
 @pytest.mark.check(
-    "folder: .txt files, pictures with a .txt beside each, in folders of val and train, parquet"
+    "folder: .txt files, some with a picture beside them, divided or in train and val"
 )
 @pytest.mark.parametrize("split", [True, False])
 def test_texts_with_pictures_beside_them_or_none(tmp_path, split):
