@@ -1,11 +1,13 @@
-"""Where do eight words have to stand before a story to be worth the most to a frozen language model?
+"""Where do eight words have to stand before a story to be worth the most to a frozen language
+model?
 
-    python tests/benchmarks/templates.py --data_root data/tales
-    python tests/benchmarks/templates.py --data_root data/tales --lm_adapter assets/storyteller/adapter
+    python tests/benchmarks/templates.py --data_root data/tales python tests/benchmarks/templates.py
+    --data_root data/tales --lm_adapter assets/storyteller/adapter
 
-Held-out stories of --tokens tokens, --stories of each source. The words are the most salient of each eighth that are
-one token, given as soft tokens: the words' own embeddings. Prints the NLL in nats a story with the story's own words,
-with those of the next story, and without a prompt, and what the own words are worth in bits.
+Held-out stories of --tokens tokens, --stories of each source. The words are the most salient of
+each eighth that are one token, given as soft tokens: the words' own embeddings. Prints the NLL in
+nats a story with the story's own words, with those of the next story, and without a prompt, and
+what the own words are worth in bits.
 """
 
 import argparse
@@ -25,13 +27,16 @@ import story_generative_model as sgm  # noqa: E402
 PLACES = ", ".join("_" * sgm.NUM_SLOTS)
 TEMPLATES = {
     "words": f"Words: {PLACES}\nStory:",
-    "in this order": f"A short story for children that uses these words in this order: {PLACES}.",
-    "one after another": f"Tell a short story for children in which these come up one after another: {PLACES}.",
+    "in this order": sgm.STORY_TEMPLATE,
+    "come up": f"Tell a short story for children in which these come up: {PLACES}.",
 }
 
 
-def windows(rows: list[dict], tokenizer, lexicon, tokens: int, count: int) -> list[tuple[list[int], list[int]]]:
-    """(story ids, word ids) of the first `count` stories that have `tokens` tokens and a word in each eighth."""
+def windows(
+    rows: list[dict], tokenizer, lexicon, tokens: int, count: int
+) -> list[tuple[list[int], list[int]]]:
+    """(story ids, word ids) of the first `count` stories that have `tokens` tokens and a word in
+    each eighth."""
     found = []
     for row in rows:
         if len(found) == count:
@@ -41,7 +46,15 @@ def windows(rows: list[dict], tokenizer, lexicon, tokens: int, count: int) -> li
         chunks = lexicon.candidates(row["story"], offsets)
         if len(ids) == tokens and all(chunks):
             words = [lexicon.words[max(chunk, key=lexicon.idf)] for chunk in chunks]
-            found.append((ids, [tokenizer(" " + word, add_special_tokens=False)["input_ids"][0] for word in words]))
+            found.append(
+                (
+                    ids,
+                    [
+                        tokenizer(" " + word, add_special_tokens=False)["input_ids"][0]
+                        for word in words
+                    ],
+                )
+            )
     return found
 
 
@@ -54,7 +67,9 @@ def nll(lm, stories: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data_root", default="data/tales")
     parser.add_argument("--lm_model", default=sgm.SMOLLM2)
     parser.add_argument("--lm_adapter", default="")
@@ -62,7 +77,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=140)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    lm = sgm.LanguageModel(args.lm_model, torch.device("cpu"), torch.float32, adapter=args.lm_adapter)
+    lm = sgm.LanguageModel(
+        args.lm_model, torch.device("cpu"), torch.float32, adapter=args.lm_adapter
+    )
     train, val = (teller.read_stories(args.data_root, split) for split in ("train", "val"))
     lexicon = teller.Lexicon([row["story"] for row in train], lm.tokenizer)
     taken = [
@@ -76,16 +93,20 @@ def main() -> None:
     stories, words = (torch.tensor(part) for part in zip(*taken))
     none = nll(lm, stories, words[:, :0]).mean()
     print(f"{len(stories)} windows of {args.tokens} tokens; without a prompt {none:.1f} nats\n")
-    print("| where the words stand | own | another's | own over none, bits | own over another's, bits |")
+    print("| where the words stand | own | another's | bits over none | bits over another's |")
     print("|---|---|---|---|---|")
     chat = lm.tokenizer.chat_template
     for name, template in {"bare": "", **TEMPLATES}.items():
         for in_chat in (False, True) if chat and template else (False,):
             lm.tokenizer.chat_template = chat if in_chat else None
-            lm.template = lm.tokenize_template(template) if template else []
+            pieces = sgm.tokenize_template(lm.tokenizer, template, lm.bos)
+            lm.template = [torch.tensor(piece) for piece in pieces]
             own, other = nll(lm, stories, words).mean(), nll(lm, stories, words.roll(1, 0)).mean()
             gains = " | ".join(f"{float(x - own) / math.log(2):.1f}" for x in (none, other))
-            print(f"| {name}{', chat' if in_chat else ''} | {own:.1f} | {other:.1f} | {gains} |", flush=True)
+            print(
+                f"| {name}{', chat' if in_chat else ''} | {own:.1f} | {other:.1f} | {gains} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
