@@ -53,7 +53,7 @@ FUNCTION_WORDS = frozenset(
     them then there these they thing things think this those thought three time to together told
     too took two under until up upon us ve very want wanted was wasn't way we well went were
     what when where which while who why will with won't would yes yet you your
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 
