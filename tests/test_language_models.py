@@ -148,6 +148,20 @@ def test_soft_tokens_that_are_words_are_charged_as_the_words_in_the_template(fam
     )
 
 
+def test_the_template_s_cached_beginning_changes_nothing(family):
+    soft = family.embed(
+        torch.randint(5, 100, (len(STORIES), sgm.NUM_SLOTS), generator=sgm.seeded(0))
+    )
+    losses = []
+    cached = family.template_cache
+    for family.template_cache in ([], cached):
+        leaf = soft.detach().requires_grad_()
+        nll = family.nll(leaf, *batch_of(family, STORIES))
+        losses.append((nll, *torch.autograd.grad(nll.sum(), leaf)))
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-3, rtol=1e-3)
+    assert bool(cached) == (family.model.config.model_type not in {"mamba", "mistral"})
+
+
 def test_the_gradient_reaches_every_soft_token_of_every_family(family):
     soft = torch.zeros(2, 2 * sgm.NUM_SLOTS, family.width, requires_grad=True)
     family.nll(soft, *batch_of(family, STORIES[:2])).sum().backward()

@@ -99,8 +99,7 @@ def main() -> None:
     for name, template in {"bare": "", **TEMPLATES}.items():
         for in_chat in (False, True) if chat and template else (False,):
             lm.tokenizer.chat_template = chat if in_chat else None
-            pieces = sgm.tokenize_template(lm.tokenizer, template, lm.bos)
-            lm.template = [torch.tensor(piece) for piece in pieces]
+            lm.set_template(template)
             own, other = nll(lm, stories, words).mean(), nll(lm, stories, words.roll(1, 0)).mean()
             gains = " | ".join(f"{float(x - own) / math.log(2):.1f}" for x in (none, other))
             print(
