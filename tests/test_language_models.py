@@ -43,9 +43,7 @@ SAMPLING = SimpleNamespace(
 )
 
 
-def make_tokenizer(
-    metaspace: bool = False, bos: str | None = "<s>", eos: str | None = "</s>", **settings
-):
+def make_tokenizer(metaspace=False, bos="<s>", eos="</s>", texts=(), size: int = 400, **settings):
     """Byte-level as in GPT-2, or with spaces inside the words' first pieces as in Llama."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -55,15 +53,15 @@ def make_tokenizer(
     if metaspace:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
-        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         letters = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
-            vocab_size=400, special_tokens=special, initial_alphabet=letters, show_progress=False
+            vocab_size=size, special_tokens=special, initial_alphabet=letters, show_progress=False
         )
-    tokenizer.train_from_iterator([*make_stories(100), TEMPLATE, sgm.PROBE], trainer)
+    tokenizer.train_from_iterator([*make_stories(100), TEMPLATE, sgm.PROBE, *texts], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token=bos, eos_token=eos, **settings
     )

@@ -441,7 +441,7 @@ def train(model, teller: Teller, args) -> None:
 
     saved, logged, seen = time.time(), time.time(), Counter()
     for batch in teller.batches(step, args.train_batch_size):
-        if step >= args.max_train_steps or time.time() - start > args.time_limit * 60:
+        if step >= args.max_train_steps:
             break
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * learning_rate_factor(step, args)
@@ -469,6 +469,8 @@ def train(model, teller: Teller, args) -> None:
         if time.time() - saved > 60 * args.checkpointing_minutes:
             save()
             saved = time.time()
+        if time.time() - start > args.time_limit * 60:
+            break
     save()
     export(model, output / "adapter", args)
 
