@@ -437,6 +437,7 @@ def gguf(tmp_path, monkeypatch):
 def test_a_gguf_file_is_unpacked_once(gguf, capsys):
     lm = load(gguf.path)
     assert lm.eos == 2 and "unpacking small.gguf" in capsys.readouterr().err
+    assert lm.revision == sgm.file_sha256(gguf.path)[:16]
     load(gguf.path)
     assert len(gguf.calls) == 1 and capsys.readouterr().err == ""
     assert [path.name[:6] for path in gguf.cache.iterdir()] == ["small-"]

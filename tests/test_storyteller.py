@@ -67,7 +67,7 @@ def folder(tokenizer, tmp_path_factory):
 
 def test_words_are_content_words_of_one_token(examples):
     words = examples.lexicon.words
-    assert len({*ANIMALS, *PLACES, *THINGS} & set(words)) >= 20 and words["lily"] == "Lily"
+    assert len({*ANIMALS, *PLACES, *THINGS} & set(words)) >= 16 and words["lily"] == "Lily"
     assert not {"the", "and", "there", "story"} & set(words)
     assert all(len(examples.ids(" " + spelling)) == 1 for spelling in words.values())
 
@@ -173,13 +173,13 @@ def test_a_resumed_run_is_the_run_and_its_adapter_loads(rows, folder, tmp_path):
             f"--data_root {tmp_path} --lm_model {folder} --output_dir {tmp_path / output} --rank 4"
         )
         given += (
-            f" --max_train_steps 4 --train_batch_size 2 --lr_warmup_steps 2 --time_limit {limit}"
+            f" --max_train_steps 3 --train_batch_size 2 --lr_warmup_steps 2 --time_limit {limit}"
         )
         teller.main(given.split())
         return torch.load(tmp_path / output / "checkpoint.pt", weights_only=True)
 
     whole = run("whole", 60)
-    for expected in range(1, 5):
+    for expected in range(1, 4):
         stopped = run("stopped", 0)  # one step more at each start
         assert stopped["step"] == expected
     assert whole["adapter"].keys() == stopped["adapter"].keys()
