@@ -485,6 +485,7 @@ def export(model, folder: Path, args) -> None:
     save_file({name: x.half() for name, x in load_file(path).items()}, path, {"format": "pt"})
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = args.base_model_name
+    config["target_modules"].sort()  # a set, whose order changes from run to run
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
