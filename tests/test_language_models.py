@@ -148,7 +148,7 @@ def test_soft_tokens_that_are_words_are_charged_as_the_words_in_the_template(fam
 
 def test_the_template_s_cached_beginning_changes_nothing(family):
     soft = family.embed(
-        torch.randint(5, 100, (len(STORIES), sgm.NUM_SLOTS), generator=sgm.seeded(0))
+        torch.randint(5, 100, (len(STORIES), sgm.NUM_SLOTS), generator=torch.Generator().manual_seed(0))
     )
     losses = []
     cached = family.template_cache
@@ -169,7 +169,7 @@ def test_the_gradient_reaches_every_soft_token_of_every_family(family):
 
 def test_every_family_tells_a_story_that_does_not_depend_on_its_neighbours(family):
     prompts, seeds = ["The fox", "A small blue owl was sad in the forest. Then", "Key"], [5, 6, 5]
-    soft = family.embed(torch.randint(5, 100, (3, sgm.NUM_SLOTS), generator=sgm.seeded(0)))
+    soft = family.embed(torch.randint(5, 100, (3, sgm.NUM_SLOTS), generator=torch.Generator().manual_seed(0)))
     together = family.generate_text(soft, prompts, SAMPLING, seeds)
     alone = [
         family.generate_text(soft[[i]], [prompts[i]], SAMPLING, [seeds[i]])[0] for i in range(3)
