@@ -525,11 +525,7 @@ class SplitWriter:
 
 
 def build_split(
-    folder: Path,
-    settings: dict,
-    shard: Shard,
-    open_source: Callable,
-    limit: int | None = None,
+    folder: Path, settings: dict, shard: Shard, open_source: Callable, limit: int | None = None
 ) -> int:
     """Write one split, go on with it, or leave it alone if it is complete. Returns its number of
     stories."""

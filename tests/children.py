@@ -75,7 +75,12 @@ def processor_with_bf16() -> None:
     sgm.cpu_has_bf16 = lambda: True
 
 
-FAULTS = {"bf16": processor_with_bf16, "overflow": overflow_once, "slow": slow_steps, "double": double_precision}
+FAULTS = {
+    "bf16": processor_with_bf16,
+    "overflow": overflow_once,
+    "slow": slow_steps,
+    "double": double_precision,
+}
 FAULTS |= {f"files of {size} kB": partial(small_files, size) for size in (3, 100)}
 
 
@@ -110,7 +115,9 @@ def note_codebook(log: Path) -> None:
 
     def hashed(self):
         model = fit(self)
-        digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values()))
+        digest = hashlib.sha256(
+            b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
+        )
         Path(f"{log}.weights.{rank}").write_text(digest.hexdigest())
         return model
 
@@ -119,10 +126,16 @@ def note_codebook(log: Path) -> None:
 
 def note_writes(log: Path) -> None:
     """Every file that is opened for writing goes to the log."""
-    notes = os.open(f"{log}.writes.{os.environ.get('RANK', 0)}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    notes = os.open(
+        f"{log}.writes.{os.environ.get('RANK', 0)}", os.O_CREAT | os.O_WRONLY | os.O_APPEND
+    )
 
     def hook(event: str, arguments: tuple):
-        if event == "open" and isinstance(arguments[0], str) and set(arguments[1] or "") & set("wax+"):
+        if (
+            event == "open"
+            and isinstance(arguments[0], str)
+            and set(arguments[1] or "") & set("wax+")
+        ):
             os.write(notes, (arguments[0] + "\n").encode())
 
     sys.addaudithook(hook)
@@ -199,8 +212,15 @@ def together(argv: list[str], log: Path, count: int = 2, fault: str = "") -> lis
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = dict(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
-    shared |= dict(OMP_NUM_THREADS="1")  # or accelerate sets as many as there are cores, for each of the processes
+    shared = dict(
+        WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        ACCELERATE_USE_CPU="true",
+    )
+    shared |= dict(
+        OMP_NUM_THREADS="1"
+    )  # or accelerate sets as many as there are cores, for each of the processes
     return [
         Child(argv, Path(f"{log}{rank}"), fault, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
         for rank in range(count)

@@ -35,7 +35,8 @@ class Request(NamedTuple):
 
 
 class Hub:
-    """Serves `repos`, {"models/owner/name" or "datasets/owner/name": Repo}, while its `with` block runs."""
+    """Serves `repos`, {"models/owner/name" or "datasets/owner/name": Repo}, while its `with` block
+    runs."""
 
     def __init__(self, repos: dict[str, Repo]):
         self.repos = repos
@@ -111,7 +112,8 @@ def folder_entry(path: str) -> dict:
 
 
 def tree_entries(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict]:
-    """The entries below `folder` ("" is the root): its own, or with `recursive` those of all its folders."""
+    """The entries below `folder` ("" is the root): its own, or with `recursive` those of all its
+    folders."""
     prefix = f"{folder}/" if folder else ""
     entries = {}
     for path in sorted(path for path in files if path.startswith(prefix)):
@@ -311,9 +313,11 @@ def m3it_rows(count: int) -> list[tuple[str | None, str]]:
 def m3it_repo(
     train=None, val=None, shards: int = 1, parquet: bool = True, rows_per_group: int = 2
 ) -> Repo:
-    """M3IT's shape: a loading script and raw JSONL files on main, and the branch with parquet files of all subsets.
+    """M3IT's shape: a loading script and raw JSONL files on main, and the branch with parquet files
+    of all subsets.
 
-    `train` and `val` are lists like m3it_rows(); a split's rows are dealt in order to `shards` parquet files.
+    `train` and `val` are lists like m3it_rows(); a split's rows are dealt in order to `shards`
+    parquet files.
     """
     splits = {
         "train": train or m3it_rows(6),
@@ -363,8 +367,9 @@ def data_repo(
     shards: int = 1,
     rows_per_group: int = 2,
 ) -> Repo:
-    """A data set as people upload one: {split: rows} in files config/split-00000-of-00001.parquet (or .jsonl), the
-    pictures in parquet as the hub keeps them, {"bytes", "path"}, with the features in the file's metadata."""
+    """A data set as people upload one: {split: rows} in files config/split-00000-of-00001.parquet
+    (or .jsonl), the pictures in parquet as the hub keeps them, {"bytes", "path"}, with the features
+    in the file's metadata."""
     files = {"README.md": b"---\nlicense: mit\n---\n# Tales\n"}
     for split, rows in splits.items():
         size = -(-len(rows) // shards)

@@ -42,7 +42,8 @@ def succeed(*args, env=None) -> subprocess.CompletedProcess:
 
 
 def fail(*args, env=None, status: int = 1) -> str:
-    """The message of a run that must end with `status`, without a traceback and with nothing on standard output."""
+    """The message of a run that must end with `status`, without a traceback and with nothing on
+    standard output."""
     done = download(*args, env=env)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr and "stories" not in done.stdout
@@ -336,7 +337,8 @@ def test_without_a_hub_the_message_names_the_ways_out(tmp_path):
 
 @pytest.fixture
 def stories(tmp_path) -> Path:
-    """A folder in the project's layout: a story of two panels, one of a single picture, and one for val."""
+    """A folder in the project's layout: a story of two panels, one of a single picture, and one for
+    val."""
     folder = tmp_path / "stories"
     for split in ("train", "val"):
         (folder / split / "pictures").mkdir(parents=True)

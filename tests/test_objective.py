@@ -11,9 +11,16 @@ import story_generative_model as sgm
 
 def frozen_tensors(model) -> dict[str, torch.Tensor]:
     modules = dict(
-        lm=model.lm.model, vae=model.diffusion.vae, unet=model.diffusion.unet, text=model.diffusion.text_encoder
+        lm=model.lm.model,
+        vae=model.diffusion.vae,
+        unet=model.diffusion.unet,
+        text=model.diffusion.text_encoder,
     )
-    return {f"{name}.{key}": t.clone() for name, part in modules.items() for key, t in part.state_dict().items()}
+    return {
+        f"{name}.{key}": t.clone()
+        for name, part in modules.items()
+        for key, t in part.state_dict().items()
+    }
 
 
 def trained_tensors(model) -> dict[str, torch.Tensor]:
@@ -30,10 +37,15 @@ def take_steps(model, batch, count: int, **changes):
 
 
 def test_every_trained_tensor_moves_and_every_frozen_one_is_bit_equal(model, batch):
-    """Two steps, without weight decay, since the prior's output layer starts at zero and moves first."""
+    """Two steps, without weight decay, since the prior's output layer starts at zero and moves
+    first."""
     trained, frozen = trained_tensors(model), frozen_tensors(model)
     take_steps(model, batch, 2, adam_weight_decay=0.0)
-    still = [name for name, before in trained.items() if torch.equal(before, dict(model.named_parameters())[name])]
+    still = [
+        name
+        for name, before in trained.items()
+        if torch.equal(before, dict(model.named_parameters())[name])
+    ]
     assert not still
     assert all(torch.equal(before, frozen_tensors(model)[name]) for name, before in frozen.items())
 
@@ -43,7 +55,10 @@ def test_before_the_codebook_starts_the_prior_and_the_codebook_wait(config, lm, 
     losses = model(batch, torch.Generator().manual_seed(0))
     losses.total.backward()
     assert not model.encoder.quantizer.codebook.any() and not model.encoder.quantizer.updates
-    assert not any(parameter.grad is not None and parameter.grad.any() for parameter in model.prior.parameters())
+    assert not any(
+        parameter.grad is not None and parameter.grad.any()
+        for parameter in model.prior.parameters()
+    )
     assert losses.commitment == 0 and model.encoder.to_code.weight.grad.any()
 
 
@@ -82,7 +97,9 @@ def test_the_losses_have_their_stated_units(model, batch):
     torch.testing.assert_close(losses.vote_share, board.share.mean())
 
 
-@pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (2.0, 0.0, 0.0), (0.0, 3.0, 0.0), (0.0, 0.0, 4.0)])
+@pytest.mark.parametrize(
+    "weights", [(0.0, 0.0, 0.0), (2.0, 0.0, 0.0), (0.0, 3.0, 0.0), (0.0, 0.0, 4.0)]
+)
 @torch.no_grad()
 def test_the_total_is_the_weighted_sum_per_token(model, batch, weights):
     beta, commitment, diffusion = weights
@@ -91,7 +108,11 @@ def test_the_total_is_the_weighted_sum_per_token(model, batch, weights):
     )
     losses = model(batch, torch.Generator().manual_seed(0))
     bound = losses.text_nll + losses.constant_nll + beta * losses.latent_nll
-    expected = bound / (batch["mask"].sum() / 4) + commitment * losses.commitment + diffusion * losses.diffusion_nll
+    expected = (
+        bound / (batch["mask"].sum() / 4)
+        + commitment * losses.commitment
+        + diffusion * losses.diffusion_nll
+    )
     torch.testing.assert_close(losses.total, expected)
 
 
@@ -100,7 +121,9 @@ def test_the_diffusion_term_is_a_monitor_and_may_be_absent(model, batch):
     assert losses.diffusion_nll > 0 and not losses.diffusion_nll.requires_grad
     without = model(batch | dict(painted=[], panels={}), torch.Generator().manual_seed(0))
     assert without.diffusion_nll.isnan() and without.total.isfinite()
-    torch.testing.assert_close(losses.total - without.total, model.config.diffusion_weight * losses.diffusion_nll)
+    torch.testing.assert_close(
+        losses.total - without.total, model.config.diffusion_weight * losses.diffusion_nll
+    )
 
 
 @torch.no_grad()
@@ -111,7 +134,10 @@ def test_padding_changes_no_loss(model, batch):
     narrow = first | dict(tokens=first["tokens"][:, :length], mask=first["mask"][:, :length])
     wide = first | dict(tokens=first["tokens"].masked_fill(~first["mask"], 7))
     assert wide["tokens"].shape[1] > length
-    torch.testing.assert_close(tuple(model(wide, torch.Generator().manual_seed(0))), tuple(model(narrow, torch.Generator().manual_seed(0))))
+    torch.testing.assert_close(
+        tuple(model(wide, torch.Generator().manual_seed(0))),
+        tuple(model(narrow, torch.Generator().manual_seed(0))),
+    )
 
 
 # The soft prompt and the storyboard
@@ -132,10 +158,16 @@ def test_a_code_changes_the_soft_tokens_of_its_slot_alone(make_config, lm, diffu
 
 @torch.no_grad()
 def test_soft_tokens_have_the_scale_of_the_model_s_own_rows(model, make_config, lm, data_folder):
-    whole = sgm.StoryModel(make_config(code_dim=16), lm, None)  # as many directions as the embedding has
-    tokens, mask, _ = whole.tokenize([row.story for row in sgm.read_rows(str(data_folder), "train", 4)])
+    whole = sgm.StoryModel(
+        make_config(code_dim=16), lm, None
+    )  # as many directions as the embedding has
+    tokens, mask, _ = whole.tokenize(
+        [row.story for row in sgm.read_rows(str(data_folder), "train", 4)]
+    )
     soft = whole.soft_prompt(whole.encode(tokens, mask).vectors)
-    assert 0.2 < soft.std().item() / model.lm.embed.weight.std().item() < 1.2  # chunks are means of words
+    assert (
+        0.2 < soft.std().item() / model.lm.embed.weight.std().item() < 1.2
+    )  # chunks are means of words
 
 
 def test_the_storyboard_adds_to_the_constant_soft_prompt_and_does_not_train_it(model, batch):
@@ -144,7 +176,10 @@ def test_the_storyboard_adds_to_the_constant_soft_prompt_and_does_not_train_it(m
     with torch.no_grad():
         model.soft_prompt.constant += torch.randn_like(model.soft_prompt.constant)
     moved = model.soft_prompt.constant_prompt(2) - constant
-    assert torch.allclose(model.soft_prompt(vectors) - before, moved, atol=1e-4) and moved.abs().min() > 0
+    assert (
+        torch.allclose(model.soft_prompt(vectors) - before, moved, atol=1e-4)
+        and moved.abs().min() > 0
+    )
     model.train()
     model(batch, torch.Generator().manual_seed(0)).text_nll.backward()
     assert not model.soft_prompt.constant.grad.any()
@@ -154,11 +189,18 @@ def test_the_storyboard_adds_to_the_constant_soft_prompt_and_does_not_train_it(m
 def test_a_code_changes_the_story_that_the_same_seed_writes():
     """The embedded storyboard: a language model that was never trained hears nothing."""
     checkpoint = sgm.load_checkpoint(sgm.EMBEDDED_CHECKPOINT)
-    device, config = torch.device("cpu"), dataclasses.replace(checkpoint["config"], max_new_tokens=120)
+    device, config = (
+        torch.device("cpu"),
+        dataclasses.replace(checkpoint["config"], max_new_tokens=120),
+    )
     model = sgm.load_model(checkpoint, config, device, torch.float32, paints=False)
     codes = model.prior.sample(1, torch.Generator().manual_seed(0)).repeat(4, 1)
-    codes[:, 4] = model.prior(codes[:1])[0, 4].topk(4).indices  # what may well stand in the fifth slot
-    stories = model.lm.generate_text(model.prompt_embeds(codes[[0, 1, 2, 3, 0]]), ["The red fox."] * 5, config, [0] * 5)
+    codes[:, 4] = (
+        model.prior(codes[:1])[0, 4].topk(4).indices
+    )  # what may well stand in the fifth slot
+    stories = model.lm.generate_text(
+        model.prompt_embeds(codes[[0, 1, 2, 3, 0]]), ["The red fox."] * 5, config, [0] * 5
+    )
     assert len(set(stories)) > 1 and stories[0] == stories[4]
 
 
@@ -167,13 +209,18 @@ def test_the_text_loss_teaches_the_encoder(model, batch):
     take_steps(model, batch, 1)
     model.zero_grad()
     model(batch, torch.Generator().manual_seed(0)).text_nll.backward()
-    encoder = {name for name, p in model.encoder.named_parameters() if p.grad is not None and p.grad.any()}
+    encoder = {
+        name for name, p in model.encoder.named_parameters() if p.grad is not None and p.grad.any()
+    }
     assert encoder == {name for name, _ in model.encoder.named_parameters()}
     assert not any(p.grad is not None and p.grad.any() for p in model.prior.parameters())
 
 
 def test_a_story_that_does_not_fit_is_cut_and_an_empty_one_refused(model):
     tokens, mask, cut = model.tokenize([*make_stories(1), "fox " * 100])
-    assert model.max_tokens == 64 - 8 - 1 == tokens.shape[1] == mask[1].sum() and cut.tolist() == [False, True]
+    assert model.max_tokens == 64 - 8 - 1 == tokens.shape[1] == mask[1].sum() and cut.tolist() == [
+        False,
+        True,
+    ]
     with pytest.raises(sgm.StoryError):
         model.tokenize(["A fox.", ""])

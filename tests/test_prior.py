@@ -9,9 +9,12 @@ import story_generative_model as sgm
 
 
 def make_prior(num_codes: int, sharpness: float = 1.0) -> sgm.Prior:
-    """A prior with opinions: its last layer starts at zero, which would make every test of it pass."""
+    """A prior with opinions: its last layer starts at zero, which would make every test of it
+    pass."""
     torch.manual_seed(0)
-    config = sgm.Config(num_codes=num_codes, prior_width=16, prior_layers=2, num_heads=2, encoder_width=16)
+    config = sgm.Config(
+        num_codes=num_codes, prior_width=16, prior_layers=2, num_heads=2, encoder_width=16
+    )
     prior = sgm.Prior(config).eval()
     for weight in (prior.to_logits.weight, prior.code.weight):
         torch.nn.init.normal_(weight, std=sharpness)
@@ -50,7 +53,8 @@ def test_it_starts_uniform():
 
 
 def test_the_first_code_is_modelled():
-    """A prior fitted to storyboards that all begin with 3 knows it, and charges for another beginning."""
+    """A prior fitted to storyboards that all begin with 3 knows it, and charges for another
+    beginning."""
     prior = make_prior(8).train()
     optimizer = torch.optim.Adam(prior.parameters(), 0.02)
     generator = torch.Generator().manual_seed(0)
@@ -101,9 +105,16 @@ def test_top_p_draws_from_the_nucleus_alone():
     drawn = prior.sample(300, torch.Generator().manual_seed(0), top_p=0.6)
     with torch.no_grad():
         probs = prior(drawn).softmax(-1)
-    assert (sgm.top_p_filter(probs.flatten(0, 1), 0.6).gather(1, drawn.flatten()[:, None]) > 0).all()
+    assert (
+        sgm.top_p_filter(probs.flatten(0, 1), 0.6).gather(1, drawn.flatten()[:, None]) > 0
+    ).all()
     free = prior.sample(300, torch.Generator().manual_seed(0))
-    assert not (sgm.top_p_filter(prior(free).softmax(-1).flatten(0, 1), 0.6).gather(1, free.flatten()[:, None]) > 0).all()
+    assert not (
+        sgm.top_p_filter(prior(free).softmax(-1).flatten(0, 1), 0.6).gather(
+            1, free.flatten()[:, None]
+        )
+        > 0
+    ).all()
 
 
 def test_a_low_temperature_draws_the_likeliest():
@@ -114,7 +125,11 @@ def test_a_low_temperature_draws_the_likeliest():
 
 def test_the_nucleus_by_hand():
     probs = torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.25, 0.25, 0.25, 0.25]])
-    assert sgm.top_p_filter(probs, 0.6)[0].tolist() == pytest.approx([0, 0.5, 0, 0.25])  # 0.5 is not enough, 0.75 is
-    assert sgm.top_p_filter(probs, 0.5)[0].tolist() == pytest.approx([0, 0.5, 0, 0])  # 0.5 reaches it
+    assert sgm.top_p_filter(probs, 0.6)[0].tolist() == pytest.approx(
+        [0, 0.5, 0, 0.25]
+    )  # 0.5 is not enough, 0.75 is
+    assert sgm.top_p_filter(probs, 0.5)[0].tolist() == pytest.approx(
+        [0, 0.5, 0, 0]
+    )  # 0.5 reaches it
     assert (sgm.top_p_filter(probs, 0.01) > 0).sum(1).tolist() == [1, 1]  # one always stays
     assert torch.equal(sgm.top_p_filter(probs, 1.0)[1], probs[1])

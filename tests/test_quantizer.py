@@ -19,10 +19,14 @@ def clusters(rows: int, count: int = 8, width: int = 4, spread: float = 0.05, se
     """Rows around `count` far centres, and the centres."""
     generator = torch.Generator().manual_seed(seed)
     centres = 4 * torch.randn(count, width, generator=generator)
-    return centres.repeat(rows // count, 1) + spread * torch.randn(rows, width, generator=generator), centres
+    return centres.repeat(rows // count, 1) + spread * torch.randn(
+        rows, width, generator=generator
+    ), centres
 
 
-def running(num_codes: int = 8, width: int = 4, decay: float = 0.9, **options) -> sgm.VectorQuantizer:
+def running(
+    num_codes: int = 8, width: int = 4, decay: float = 0.9, **options
+) -> sgm.VectorQuantizer:
     """A quantiser with a random codebook that has started."""
     quantizer = sgm.VectorQuantizer(num_codes, width, decay, **options)
     generator = torch.Generator().manual_seed(1)
@@ -43,7 +47,9 @@ def step(quantizer, x: torch.Tensor) -> None:
 
 def test_twenty_steps_agree_with_vector_quantize_pytorch():
     ours = running(16, 4, decay=0.9, dead_share=0)
-    reference = VectorQuantize(dim=4, codebook_size=16, decay=0.9, eps=1e-5, threshold_ema_dead_code=0)._codebook
+    reference = VectorQuantize(
+        dim=4, codebook_size=16, decay=0.9, eps=1e-5, threshold_ema_dead_code=0
+    )._codebook
     reference.embed.data.copy_(ours.codebook[None])
     reference.embed_avg.data.copy_(ours.sums[None])
     reference.cluster_size.data.copy_(ours.counts[None])
@@ -68,7 +74,9 @@ def test_one_step_by_hand():
     assert quantizer.counts.tolist() == [3.5, 3.25]  # 0.75 * 4 + 0.25 * 2 and 0.75 * 4 + 0.25 * 1
     assert quantizer.sums.tolist() == [[1.0], [32.0]]  # 0.25 * (1 + 3) and 0.75 * 40 + 0.25 * 8
     smoothed = [(3.5 + 0.5) / (6.75 + 1) * 6.75, (3.25 + 0.5) / (6.75 + 1) * 6.75]
-    torch.testing.assert_close(quantizer.codebook, torch.tensor([[1 / smoothed[0]], [32 / smoothed[1]]]))
+    torch.testing.assert_close(
+        quantizer.codebook, torch.tensor([[1 / smoothed[0]], [32 / smoothed[1]]])
+    )
 
 
 def test_the_nearest_code_is_the_nearest_and_ties_go_to_the_smaller():
@@ -110,7 +118,8 @@ def test_kmeans_with_fewer_rows_than_clusters_stands_on_the_rows():
 
 
 def test_started_from_data_the_codebook_does_not_collapse():
-    """Counts at zero beside random sums leave one code alive after two steps; codes started from data stay alive."""
+    """Counts at zero beside random sums leave one code alive after two steps; codes started from
+    data stay alive."""
     quantizer = sgm.VectorQuantizer(64, 4, decay=0.99)
     quantizer.init_codebook(clusters(512, count=64, spread=0.2)[0])
     for number in range(100):
@@ -173,7 +182,11 @@ def test_usage_counts_codes_that_are_alive():
 def test_the_variance_per_nat_is_what_the_codes_explain():
     quantizer = sgm.VectorQuantizer(3, 1, decay=0.9)
     quantizer.codebook.copy_(torch.tensor([[0.0], [1.0], [4.0]]))
-    quantizer.counts.copy_(torch.tensor([6.0, 2, 0]))  # mean 1/4, variance 3/4 * (1/4)^2 + 1/4 * (3/4)^2 = 3/16
+    quantizer.counts.copy_(
+        torch.tensor([6.0, 2, 0])
+    )  # mean 1/4, variance 3/4 * (1/4)^2 + 1/4 * (3/4)^2 = 3/16
     assert quantizer.lagrange_multiplier() == pytest.approx(3 / 16 / math.log(3))
-    quantizer.counts.copy_(torch.tensor([0.0, 5, 0]))  # collapsed, it explains nothing: codes cost nothing any more
+    quantizer.counts.copy_(
+        torch.tensor([0.0, 5, 0])
+    )  # collapsed, it explains nothing: codes cost nothing any more
     assert quantizer.lagrange_multiplier() == 0

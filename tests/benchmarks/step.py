@@ -30,13 +30,20 @@ def batch_of(model: sgm.StoryModel, data_root: str, story_tokens: int, pictures:
     rows = sgm.read_rows(data_root, "train", config.train_batch_size)
     longest = min(story_tokens or model.max_tokens, model.max_tokens)
     sizes = (longest, diffusion.resolution)
-    dataset = sgm.StoryDataset(rows, Path(data_root, "train"), model.lm.tokenizer, *sizes, config.seed)
+    dataset = sgm.StoryDataset(
+        rows, Path(data_root, "train"), model.lm.tokenizer, *sizes, config.seed
+    )
     count = (config.diffusion_stories or len(rows)) if pictures else 0
     batch = sgm.collate([dataset[0, index, index < count] for index in range(len(rows))], longest)
     return batch
 
 
-def started(config: sgm.Config, lm: sgm.LanguageModel, diffusion: sgm.LatentDiffusion | None, stories: list[str]):
+def started(
+    config: sgm.Config,
+    lm: sgm.LanguageModel,
+    diffusion: sgm.LatentDiffusion | None,
+    stories: list[str],
+):
     """The model of a configuration as training starts it."""
     model = sgm.StoryModel(config, lm, diffusion).to(lm.device).train()
     model.init_encoder(stories)
@@ -70,7 +77,9 @@ def sides(model: sgm.StoryModel, batch: dict) -> tuple[dict, dict]:
     """A step and its floor, and the bytes that lie there before each begins."""
     config, lm, diffusion, step = model.config, model.lm, model.diffusion, step_of(model)
     tokens, mask, cut = (batch[key].to(lm.device) for key in ("tokens", "mask", "cut"))
-    rows = torch.cat([torch.arange(len(tokens)), torch.arange(0, len(tokens), 8)])  # the constant prompt's are a part
+    rows = torch.cat(
+        [torch.arange(len(tokens)), torch.arange(0, len(tokens), 8)]
+    )  # the constant prompt's are a part
     inputs = model.soft_prompt.constant_prompt(len(rows)).detach().clone().requires_grad_()
 
     def floor():
@@ -80,9 +89,14 @@ def sides(model: sgm.StoryModel, batch: dict) -> tuple[dict, dict]:
                 model.diffusion_nll(batch, torch.Generator().manual_seed(0))
         inputs.grad = None
 
-    modules = [lm.model, *([diffusion.unet, diffusion.vae, diffusion.text_encoder] if batch["painted"] else [])]
+    modules = [
+        lm.model,
+        *([diffusion.unet, diffusion.vae, diffusion.text_encoder] if batch["painted"] else []),
+    ]
     frozen = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
-    state = frozen + 3 * sum(parameter.nbytes for parameter in model.parameters())  # themselves and AdamW's two moments
+    state = frozen + 3 * sum(
+        parameter.nbytes for parameter in model.parameters()
+    )  # themselves and AdamW's two moments
     return {"step": lambda: step(batch), "floor": floor}, {"step": state, "floor": frozen}
 
 
@@ -103,18 +117,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_root", default="data")
     parser.add_argument("--train_batch_size", type=int, default=16)
-    parser.add_argument("--story_tokens", type=int, default=0, help="cut stories to this; 0: they stay whole")
-    parser.add_argument("--diffusion_stories", type=int, default=2, help="stories of a batch with a picture")
-    parser.add_argument("--true_models", help="folder that true_models.py wrote; the embedded models by default")
+    parser.add_argument(
+        "--story_tokens", type=int, default=0, help="cut stories to this; 0: they stay whole"
+    )
+    parser.add_argument(
+        "--diffusion_stories", type=int, default=2, help="stories of a batch with a picture"
+    )
+    parser.add_argument(
+        "--true_models", help="folder that true_models.py wrote; the embedded models by default"
+    )
     arguments = parser.parse_args()
     sgm.quiet_libraries()
     torch.manual_seed(0)
-    sizes = dict(train_batch_size=arguments.train_batch_size, diffusion_stories=arguments.diffusion_stories)
+    sizes = dict(
+        train_batch_size=arguments.train_batch_size, diffusion_stories=arguments.diffusion_stories
+    )
     config, device, dtype = configured(arguments.true_models, **sizes)
     stories = [row.story for row in sgm.read_rows(arguments.data_root, "train", START_STORIES)]
     lm = sgm.LanguageModel(config.lm_model, device, dtype)
     diffusion = sgm.LatentDiffusion(config.diffusion_model, device, dtype)
-    peak = product_peak(device, torch.bfloat16 if sgm.usable_precision(config, device.type) == "bf16" else dtype)
+    peak = product_peak(
+        device, torch.bfloat16 if sgm.usable_precision(config, device.type) == "bf16" else dtype
+    )
     batch = f"{config.train_batch_size} stories a step, {config.diffusion_stories} with a picture"
     print(f"{machine()}\n{config.lm_model}, {config.diffusion_model}, {batch}")
     print(f"a matrix product achieves {peak / 1e12:.2f} TFLOP/s\n")
@@ -122,11 +146,15 @@ def main() -> None:
     print(f"| {head} |\n|{'---|' * len(head.split(' | '))}")
     for name, pictures in {"stories alone": False, "with pictures": True}.items():
         model = started(config, lm, diffusion, stories)
-        both, before = sides(model, batch_of(model, arguments.data_root, arguments.story_tokens, pictures))
+        both, before = sides(
+            model, batch_of(model, arguments.data_root, arguments.story_tokens, pictures)
+        )
         seconds = medians(both)
         size = {side: (before[side] + peak_memory(both[side])) / 1e6 for side in both}
         share = operations(both["floor"]) / seconds["floor"] / peak
-        cells = [f"{seconds['step']:.3f} | {seconds['floor']:.3f} | {seconds['step'] / seconds['floor']:.2f}"]
+        cells = [
+            f"{seconds['step']:.3f} | {seconds['floor']:.3f} | {seconds['step'] / seconds['floor']:.2f}"
+        ]
         cells += [f"{size['step']:.0f} | {size['floor']:.0f} | {size['step'] / size['floor']:.2f}"]
         cells += [f"{config.train_batch_size / seconds['step']:.2f} | {share:.0%}"]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
