@@ -273,3 +273,94 @@ def test_edits_are_counted_in_the_slot_s_own_chunk(measured, data_folder):
         and (chance >= 0).all()
         and (chance < 0.5).all()
     )
+
+
+# The tight bound, control, telling
+
+
+@torch.no_grad()
+def test_the_tight_bound_is_the_sum_over_the_storyboard_and_its_neighbours(measured, monkeypatch):
+    """By hand, story by story: 1 + 8 x 7 storyboards of eight codes each, and never below the ELBO."""
+    model, stories, text = measured
+    monkeypatch.setattr(sgm, "TIGHT_STORIES", 3)
+    codes = torch.from_numpy(text.codes)
+    bounds = sgm.measure_tight_bound(model, stories, codes, model.config)["elbo_tight"]
+    assert np.isnan(bounds[3:]).all()
+    for number in range(3):
+        boards = [text.codes[number].tolist()]
+        for slot in range(8):
+            for code in range(8):
+                if code != text.codes[number, slot]:
+                    boards.append(boards[0][:slot] + [code] + boards[0][slot + 1 :])
+        assert len(boards) == 57
+        joint = []
+        for board in torch.tensor(boards)[:, None]:
+            nll = model.lm.nll(model.prompt_embeds(board), *model.tokenize([stories[number]]))
+            joint.append(-(nll + model.prior.nll(board)).double())
+        assert bounds[number] == pytest.approx(float(torch.cat(joint).logsumexp(0)), rel=1e-4)
+        assert bounds[number] > -text.text_nll["true"][number] - text.latent_nll[number]
+    monkeypatch.setattr(sgm, "TIGHT_NEIGHBORS", 5)  # the likeliest alone: a looser bound
+    fewer = sgm.measure_tight_bound(model, stories, codes, model.config)["elbo_tight"]
+    assert (fewer[:3] < bounds[:3]).all()
+
+
+def test_control_compares_the_pinned_code_s_word_with_another_s(measured, data_folder, monkeypatch):
+    """A writer that puts the word of the pinned code into its slot has control 1 and chance 0; one
+    that writes both words everywhere has 1 and 1."""
+    model, _, _text = measured
+    rows = list(sgm.read_rows(str(data_folder), "val"))
+    codes = torch.arange(len(rows))[:, None].expand(-1, 8)
+    monkeypatch.setattr(
+        model, "code_words", lambda numbers: [f"word{number}x" for number in numbers]
+    )
+
+    def obey(model, config, prompts, seeds, pinned):
+        (slot,) = [slot for slot, code in enumerate(pinned) if code is not None]
+        return codes[:1], [f"{slot} word{pinned[slot]}xed"]
+
+    monkeypatch.setattr(sgm, "write_stories", obey)
+    monkeypatch.setattr(
+        sgm, "chunk_words", lambda model, story: {int(story[0]): set(story.split())}
+    )
+    measures = sgm.measure_control(model, rows, codes, model.config)
+    assert (measures["control"] == 1).all() and (measures["control_chance"] == 0).all()
+    everything = " ".join(f"word{number}x" for number in range(len(rows)))
+    monkeypatch.setattr(
+        sgm, "chunk_words", lambda model, story: {int(story[0]): set(everything.split())}
+    )
+    measures = sgm.measure_control(model, rows, codes, model.config)
+    assert (measures["control"] == 1).all() and (measures["control_chance"] == 1).all()
+    same = sgm.measure_control(model, rows, torch.zeros_like(codes), model.config)
+    assert np.isnan(same["control"]).all()
+
+
+def test_control_of_a_real_model_is_a_share(measured, data_folder):
+    model, _, text = measured
+    rows = list(sgm.read_rows(str(data_folder), "val"))
+    measures = sgm.measure_control(
+        model, rows, torch.from_numpy(text.codes[: len(rows)]), model.config
+    )
+    for values in measures.values():
+        assert len(values) == len(rows) and set(values[~np.isnan(values)]) <= {0.0, 0.5, 1.0}
+
+
+def test_telling_counts_4grams_and_copies(measured, data_folder, monkeypatch):
+    model, _, _ = measured
+    rows = list(sgm.read_rows(str(data_folder), "val"))[:2]
+    copied = " ".join(sgm.words_of(sgm.read_rows(str(data_folder), "train")[2].story)[3:9])
+    stories = ["A b c d. A b c d, a b c d!", f"quite {copied} new"]
+    monkeypatch.setattr(sgm, "write_stories", lambda *_: (None, stories))
+    config = dataclasses.replace(model.config, data_root=str(data_folder))
+    columns, totals = sgm.measure_telling(model, rows, config)
+    assert columns["telling.repeated_4grams"].tolist() == [5 / 9, 0]  # 9 in all, 4 of them distinct
+    assert columns["telling.longest_copy"][1] == 6
+    assert totals["telling.distinct_4grams"] == pytest.approx((4 + 5) / (9 + 5))
+    without = dataclasses.replace(config, data_root="gone")
+    assert "telling.longest_copy" not in sgm.measure_telling(model, rows, without)[0]
+
+
+def test_the_longest_copied_run_of_words():
+    corpus = " the red fox ran home \n the owl sat "
+    assert sgm.longest_copy("A red fox ran away", corpus) == 3
+    assert sgm.longest_copy("home the owl", corpus) == 2  # not across stories
+    assert sgm.longest_copy("ed fo", corpus) == 0  # words, not letters
