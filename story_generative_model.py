@@ -1573,11 +1573,17 @@ class KeyedGumbelNoise:
         return scores - torch.stack(noise).log().to(scores)
 
 
+# a full stop and its closing quotes, before a space or in a script without spaces; or a line's end
+CLOSING = "[\"'\u201d\u2019\u00bb)\u300d\u300f\uff09]*"
+SENTENCE_END = re.compile(
+    rf"[.!?\u2026\u061f\u06d4\u0964\u0965]+{CLOSING}(?=\s|$)|[\u3002\uff01\uff1f]+{CLOSING}|\n+"
+)
+
+
 def trim_to_last_sentence(story: str, prompt: str) -> str:
-    """A story that ran out of tokens ends at its last full sentence, if the prompt has one after
-    it."""
-    ends = [match.end() for match in re.finditer(r"[.!?]['\"]?(?=\s|$)", story)]
-    ends = [end for end in ends if end > len(prompt)]
+    """A story that ran out of tokens ends at its last full sentence, if there is one behind the
+    prompt."""
+    ends = [match.end() for match in SENTENCE_END.finditer(story) if match.end() > len(prompt)]
     return story[: ends[-1]] if ends else story.strip()
 
 
@@ -2256,21 +2262,20 @@ def opening(prompt: str) -> str:
     return prompt if goes_on else prompt + "\n"
 
 
-SENTENCE_END = re.compile(r"[.!?\u2026\u3002\uff01\uff1f]+[\"'\u201d\u2019\u00bb)]*\s+")
-
-
 def split_sentences(story: str) -> list[str]:
-    """Cut behind a full stop and its closing quotes, unless lower case follows."""
+    """Cut behind each full stop, unless lower case follows; the white space stays at the ends."""
     ends = [match.end() for match in SENTENCE_END.finditer(story)]
+    ends = [len(story) - len(story[end:].lstrip()) for end in ends]
     ends = [end for end in ends if end < len(story) and not story[end].islower()]
-    return [story[start:end].strip() for start, end in pairwise([0, *ends, len(story)])]
+    return [story[start:end] for start, end in pairwise([0, *ends, len(story)])]
 
 
 def cut_into_panels(model: StoryModel, story: str, panels: int) -> list[str]:
     """The story in `panels` pieces of whole sentences, cut nearest to where equal chunks of its
     tokens end; in fewer if it has fewer sentences."""
     sentences = split_sentences(story)
-    ids = [model.lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in sentences]
+    stripped = [sentence.strip() for sentence in sentences]
+    ids = [model.lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in stripped]
     ends = np.cumsum([len(row) for row in ids])  # tokens up to the end of each sentence
     panels = min(panels, len(sentences))
     cuts = [0]
@@ -2279,7 +2284,8 @@ def cut_into_panels(model: StoryModel, story: str, panels: int) -> list[str]:
         last = len(sentences) - (panels - number)  # leaves a sentence for each later panel
         candidates = range(cuts[-1] + 1, last + 1)
         cuts.append(min(candidates, key=lambda cut, target=target: abs(ends[cut - 1] - target)))
-    return [" ".join(sentences[start:end]) for start, end in pairwise([*cuts, len(sentences)])]
+    pieces = pairwise([*cuts, len(sentences)])
+    return ["".join(sentences[start:end]).strip() for start, end in pieces]
 
 
 def cumulative_texts(parts: list[str]) -> list[str]:
@@ -2412,11 +2418,6 @@ def replay_config(config: Config, given: set[str]) -> tuple[Config, dict]:
     return dataclasses.replace(config, **changes, storyboard=storyboard), record
 
 
-def sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def versions() -> str:
     import diffusers
     import transformers
@@ -2431,7 +2432,7 @@ def generate(config: Config, checkpoint: dict, given: set = frozenset()) -> list
     if path.suffix.lower() not in WRITERS or not path.parent.is_dir():
         wanted = f"must be a {', '.join(WRITERS)} file in a folder that exists"
         raise StoryError(f"--output {path} {wanted}", 2)
-    digest = sha256(checkpoint["path"])
+    digest = file_sha256(Path(checkpoint["path"]))
     source = dict(name=Path(checkpoint["path"]).name, step=checkpoint["step"], sha256=digest)
     if config.source:
         config, original = replay_config(config, given)

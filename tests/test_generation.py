@@ -164,10 +164,29 @@ STORY = (
 
 
 def test_sentences_end_where_the_next_begins():
-    assert sgm.split_sentences(STORY) == [
+    assert "".join(sgm.split_sentences(STORY)) == STORY
+    assert [sentence.strip() for sentence in sgm.split_sentences(STORY)] == [
         "The fox ran.", '"Is it far?" asked Tom.', "He sat down, e.g. on a stone.", "Why?", "It rained!", "The end.",
     ]  # fmt: skip
     assert sgm.split_sentences("no end at all") == ["no end at all"]
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        "\u72d0\u72f8\u8dd1\u4e86\u3002|\u201c\u8fdc\u5417\uff1f\u201d|\u4ed6\u5750\u4e0b\u3002",  # Chinese
+        "\u304d\u3064\u306d\u3002|\u300c\u3042\uff01\u300d|\u304a\u308f\u308a\u3002",  # Japanese
+        "\u062c\u0631\u0649 \u0627\u0644\u062b\u0639\u0644\u0628\u061f |\u0646\u0639\u0645. |\u0627\u0646\u062a\u0647\u0649.",  # Arabic
+        "\u0932\u094b\u092e\u0921\u093c\u0940 \u0926\u094c\u0921\u093c\u0940\u0964 |\u0935\u0939 \u0930\u0941\u0915\u0940\u0964",  # Hindi
+        "A line of its own\n|The fox ran. |It slept.",
+    ],
+)
+def test_sentences_of_other_scripts(story):
+    """None is joined with its neighbour, and no space comes in between."""
+    parts = story.split("|")
+    assert sgm.split_sentences("".join(parts)) == parts
+    cut = "".join(parts) + " \u72d0 fox"
+    assert sgm.trim_to_last_sentence(cut, "") == "".join(parts).rstrip()
 
 
 @pytest.mark.parametrize("panels", range(1, 9))
