@@ -87,7 +87,9 @@ def test_the_three_commands_run_one_after_the_other(hub, workplace):
 def test_a_model_that_the_hub_lacks_is_named_in_one_line(hub, workplace):
     finish(start("python download_data.py", workplace, hub))
     process = start(
-        "python story_generative_model.py train --lm_model nobody/nothing", workplace, hub
+        "python story_generative_model.py train --output_dir other --lm_model nobody/nothing",
+        workplace,
+        hub,
     )
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1 and "Traceback" not in err

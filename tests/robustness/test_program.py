@@ -122,8 +122,9 @@ def test_what_the_sources_do_without(path):
                 f"{path}:{node.lineno}"
             )
         if isinstance(node, ast.keyword):
-            assert node.arg != "trust_remote_code", f"{path}:{node.lineno}"
             value = getattr(node.value, "value", None)
+            refused = node.arg != "trust_remote_code" or value is False
+            assert refused, f"{path}:{node.lineno}"
             assert (node.arg, value) not in (("weights_only", False), ("shell", True)), (
                 f"{path}:{node.lineno}"
             )
