@@ -207,11 +207,12 @@ def fit(
     recipe: Recipe,
     losses_at: Callable[[int], dict[str, Tensor]],
     held_out: Callable[[nn.Module], dict[str, float]] | None = None,
+    checks: int = HELD_OUT_CHECKS,
 ) -> nn.Module:
     """Train the parameters of `model` that require gradients; return its average (or itself), in eval mode.
 
     `losses_at(step)` gives scalar tensors and minimises the one called "loss"; `held_out(model)` gives figures for
-    the log. The checkpoint is work_dir/<name>.pt.
+    the log, `checks` times in the run. The checkpoint is work_dir/<name>.pt.
     """
     path = run.work_dir / f"{name}.pt"
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -247,7 +248,7 @@ def fit(
         log.add(step, losses)
         if log.checkpoint_is_due():
             save(step + 1)
-        if held_out and (step + 1) % max(1, recipe.steps // HELD_OUT_CHECKS) == 0:
+        if held_out and (step + 1) % max(1, recipe.steps // checks) == 0:
             log.figures(step, checked(held_out, ema or model))
             model.train()
     save(recipe.steps)
