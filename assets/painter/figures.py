@@ -12,12 +12,13 @@ from functools import lru_cache
 
 import numpy as np
 from drawings import DRAWINGS
+from drawings import INKS as DRAWN_INKS
 from people import COLOURS, Look, face_rows, person
 from PIL import Image, ImageFilter
 from things import THINGS
 
 import world
-from world import PLUM, Canvas, Colour, Face, Spot, mix
+from world import PLUM, Canvas, Colour, Spot, mix
 
 MOODS = ("happy", "sad", "afraid", "asleep")
 OUTLINE = 0.011  # picture widths, as in the storyworld
@@ -111,19 +112,85 @@ TAILED = ("lion", "puppy", "kitten", "wolf", "unicorn", "calf", "monster")
 HEAD_WIDTH, CHIN = 0.74, -0.33  # of a body's unit
 
 
-# Where a face is in its art, in shares of the picture's width and height from the upper left corner: the middle, the
-# eyes, from the middle to an eye, the mouth (None: it stays), the radius of an eye.
-@dataclass(frozen=True)
-class Features:
-    x: float
-    eyes: float
-    gap: float
-    mouth: float | None
-    radius: float = 0.07
-
-
-HEADS: dict[str, Features] = {}
-EYES: dict[str, tuple[float, float, float]] = {}  # seen from the side: the one eye, and its radius
+# Where the eyes of the art are, in shares of the picture from its upper left corner, and their radius in shares of
+# its width: the mood goes there.
+EYES: dict[str, tuple[tuple[float, float, float], ...]] = {
+    "dog": ((0.54, 0.29, 0.041), (0.28, 0.30, 0.041)),
+    "puppy": ((0.32, 0.52, 0.053), (0.68, 0.52, 0.056)),
+    "kitten": ((0.71, 0.55, 0.064), (0.31, 0.56, 0.063)),
+    "gorilla": ((0.14, 0.20, 0.019), (0.24, 0.21, 0.021)),
+    "wolf": ((0.34, 0.47, 0.059), (0.66, 0.47, 0.058)),
+    "lion": ((0.36, 0.38, 0.038), (0.65, 0.38, 0.038)),
+    "moose": ((0.37, 0.51, 0.044), (0.62, 0.51, 0.043)),
+    "calf": ((0.38, 0.42, 0.053), (0.67, 0.42, 0.051)),
+    "buffalo": ((0.18, 0.28, 0.026), (0.35, 0.31, 0.027)),
+    "piglet": ((0.27, 0.52, 0.056), (0.71, 0.52, 0.056)),
+    "sheep": ((0.19, 0.33, 0.030), (0.38, 0.36, 0.032)),
+    "hippopotamus": ((0.14, 0.29, 0.024), (0.31, 0.35, 0.029)),
+    "hamster": ((0.30, 0.53, 0.052), (0.69, 0.53, 0.050)),
+    "beaver": ((0.09, 0.10, 0.020), (0.27, 0.12, 0.023)),
+    "bat": ((0.45, 0.32, 0.018), (0.56, 0.33, 0.019)),
+    "koala": ((0.28, 0.47, 0.061), (0.72, 0.47, 0.059)),
+    "sloth": ((0.12, 0.39, 0.032), (0.31, 0.39, 0.029)),
+    "lizard": ((0.24, 0.15, 0.038), (0.09, 0.17, 0.038)),
+    "snake": ((0.31, 0.06, 0.031), (0.41, 0.16, 0.036)),
+    "ladybug": ((0.44, 0.18, 0.028), (0.27, 0.24, 0.029)),
+    "scorpion": ((0.45, 0.58, 0.033), (0.57, 0.60, 0.033)),
+    "crab": ((0.42, 0.35, 0.030), (0.58, 0.35, 0.030)),
+    "hatchling": ((0.41, 0.19, 0.039), (0.70, 0.26, 0.040)),
+    "seal": ((0.21, 0.11, 0.027), (0.39, 0.15, 0.026)),
+    "octopus": ((0.61, 0.39, 0.043), (0.68, 0.53, 0.032)),
+    "squid": ((0.34, 0.55, 0.041), (0.47, 0.66, 0.040)),
+    "monster": ((0.26, 0.51, 0.027), (0.74, 0.51, 0.027)),
+    "clown": ((0.38, 0.38, 0.074), (0.62, 0.38, 0.074)),
+    "genie": ((0.18, 0.24, 0.020), (0.32, 0.24, 0.020)),
+    "snowman": ((0.35, 0.38, 0.036), (0.61, 0.39, 0.036)),
+    "tiger": ((0.15, 0.26, 0.024),),
+    "polar bear": ((0.28, 0.34, 0.042), (0.73, 0.34, 0.042)),
+    "horse": ((0.14, 0.24, 0.021),),
+    "unicorn": ((0.37, 0.45, 0.043),),
+    "zebra": ((0.20, 0.19, 0.023),),
+    "donkey": ((0.23, 0.71, 0.018),),
+    "deer": ((0.30, 0.30, 0.036),),
+    "cow": ((0.20, 0.21, 0.028),),
+    "ox": ((0.18, 0.24, 0.028),),
+    "pig": ((0.15, 0.43, 0.036),),
+    "boar": ((0.48, 0.44, 0.047),),
+    "goat": ((0.38, 0.36, 0.041),),
+    "elephant": ((0.30, 0.37, 0.027),),
+    "mammoth": ((0.29, 0.31, 0.023),),
+    "rhinoceros": ((0.33, 0.46, 0.031),),
+    "rat": ((0.27, 0.30, 0.024),),
+    "squirrel": ((0.19, 0.36, 0.035),),
+    "kangaroo": ((0.15, 0.28, 0.020),),
+    "dinosaur": ((0.23, 0.11, 0.025),),
+    "tyrannosaurus": ((0.24, 0.06, 0.021),),
+    "caterpillar": ((0.19, 0.19, 0.030),),
+    "ant": ((0.17, 0.37, 0.053),),
+    "cricket": ((0.23, 0.54, 0.043),),
+    "bird": ((0.23, 0.23, 0.035),),
+    "dove": ((0.23, 0.44, 0.024),),
+    "eagle": ((0.22, 0.47, 0.021),),
+    "parrot": ((0.26, 0.17, 0.041),),
+    "hen": ((0.39, 0.39, 0.051),),
+    "rooster": ((0.21, 0.25, 0.034),),
+    "chick": ((0.26, 0.24, 0.042),),
+    "duck": ((0.37, 0.13, 0.035),),
+    "goose": ((0.26, 0.07, 0.024),),
+    "turkey": ((0.19, 0.12, 0.033),),
+    "flamingo": ((0.31, 0.06, 0.031),),
+    "dodo": ((0.27, 0.08, 0.019),),
+    "fish": ((0.23, 0.52, 0.031),),
+    "goldfish": ((0.21, 0.49, 0.050),),
+    "whale": ((0.58, 0.67, 0.028),),
+    "dolphin": ((0.26, 0.24, 0.040),),
+    "bee": ((0.26, 0.45, 0.079),),
+    "dragon": ((0.28, 0.18, 0.020),),
+    "ghost": ((0.62, 0.24, 0.051),),
+    "black cat": ((0.30, 0.29, 0.041),),
+    "poodle": ((0.27, 0.25, 0.028),),
+    "hedgehog": ((0.25, 0.53, 0.033),),
+}
 
 
 def shades(main: Colour) -> dict[str, Colour]:
@@ -166,23 +233,13 @@ class Figures:
             return painted([*world.ANIMALS[name], *face_rows(world.FACES[name], mood)], inks)
         if source in ("world", "drawn"):
             rows = world.OBJECTS[name] if source == "world" else DRAWINGS[name]
-            picture = painted(rows, world.INKS | DRAWN_INKS)
+            picture = painted(rows, DRAWN_INKS)
             return recolour(picture, COLOURS[colour]) if colour else picture
         picture = self.art.sprite(THINGS[thing].art)
         if colour:
             picture = recolour(picture, COLOURS[colour])
-        if "head" in THINGS[thing].traits:
-            return with_body(thing, picture, mood)
-        return with_eye(picture, EYES[thing], mood) if mood and thing in EYES else picture
-
-
-DRAWN_INKS: dict[str, Colour] = {
-    "straw": (242, 206, 120), "hay": (222, 178, 84), "steel": (188, 194, 210), "pale": (214, 220, 232), "tan": (206, 164, 110),
-    "brown": (142, 94, 60), "dark": (84, 62, 60), "orange": (244, 140, 52), "pink": (246, 150, 180), "mint": (150, 214, 180),
-    "blue": (70, 120, 214), "grey": (150, 152, 162), "rust": (190, 96, 60), "leaf": (76, 150, 82), "yellow": (250, 214, 80),
-    "sand": (238, 208, 146), "plum": (120, 70, 130), "black": (58, 52, 66), "lime": (160, 210, 90), "snow": (236, 244, 252),
-    "iceblue": (190, 220, 244),
-}  # fmt: skip
+        picture = with_mood(picture, thing, mood)
+        return with_body(thing, picture, mood) if "head" in THINGS[thing].traits else picture
 
 
 def painted(rows, inks: dict) -> Image.Image:
@@ -194,15 +251,13 @@ def painted(rows, inks: dict) -> Image.Image:
 
 
 def with_body(thing: str, head: Image.Image, mood: str | None) -> Image.Image:
-    """A body in the head's main colour, and the head on it, with the mood's face where HEADS knows it."""
+    """A body in the head's main colour, its arms as the mood has them, and the head on it."""
     inks = shades(main_colour(head))
     canvas = Canvas(Image.new("RGBA", (4 * UNIT, 4 * UNIT)))
     rows = [*(TAIL if thing in TAILED else ()), *BODY, *ARMS.get(mood, ARMS[None])]
     canvas.paint(rows, Spot(0.5, 0.75, 0.5), inks)
     picture = canvas.image.reduce(2)
     unit = UNIT  # px of a body's unit in `picture`
-    if mood and thing in HEADS:
-        head = with_face(head, HEADS[thing], mood)
     width = round(HEAD_WIDTH * unit)
     head = head.resize((width, round(head.height * width / head.width)), Image.Resampling.LANCZOS)
     left = picture.width // 2 - width // 2
@@ -220,39 +275,24 @@ def colour_at(picture: Image.Image, x: float, y: float) -> Colour:
     return picture.getpixel(inside)[:3]
 
 
-def with_face(head: Image.Image, at: Features, mood: str) -> Image.Image:
-    """The head with its own eyes and mouth covered and the mood's drawn."""
-    head = head.copy()
-    canvas, ratio = Canvas(head), head.height / head.width
-    skin = {side: colour_at(head, at.x + side * (at.gap + 1.5 * at.radius), at.eyes) for side in (-1, 1)}
-    rows, inks = [], dict(world.INKS)
-    for side in (-1, 1):
-        inks[f"skin{side}"] = skin[side]
-        rows.append(("oval", f"skin{side}", at.x + side * at.gap, at.eyes * ratio, at.radius * 1.35, at.radius * 1.45))
-    scale = at.gap / 0.155
-    mouth = None if at.mouth is None else (at.mouth * ratio - at.eyes * ratio) / scale
-    face = Face(x=0, eyes=0, gap=0.155, mouth=mouth, width=0.09, blush=0.3)
-    canvas.paint(rows, Spot(0, 0, head.width / canvas.pixels), inks)
-    canvas.paint(face_rows(face, mood), Spot(at.x, at.eyes * ratio, scale), inks)
-    return head
+def with_mood(picture: Image.Image, thing: str, mood: str | None) -> Image.Image:
+    """The art with its eyes as the mood has them, where EYES knows them: closed, wide, merry or with a tear."""
+    if not mood or thing not in EYES:
+        return picture
+    canvas, ratio = Canvas(picture.copy()), picture.height / picture.width
+    for x, y, radius in EYES[thing]:
+        beside = max((colour_at(picture, x + side * 1.8 * radius, y) for side in (-1, 1)), key=sum)
+        canvas.paint(EYE_ROWS[mood], Spot(x, y * ratio, radius / 0.07), world.INKS | {"skin": beside})
+    return canvas.image
 
 
-def with_eye(picture: Image.Image, eye: tuple[float, float, float], mood: str) -> Image.Image:
-    """A side view with its eye closed (asleep), wide (afraid), merry (happy) or with a tear (sad)."""
-    x, y, radius = eye
-    picture, ratio = picture.copy(), picture.height / picture.width
-    inks = world.INKS | {"skin": colour_at(picture, x + 1.7 * radius, y)}
-    size = radius / 0.07
-    rows = [("oval", "skin", 0, 0, 0.1, 0.1)] if mood != "sad" else []
-    rows += {
-        "asleep": [("curve", "ink", 0.045, (-0.09, -0.02), (0, 0.1), (0.09, -0.02))],
-        "happy": [("curve", "ink", 0.045, (-0.09, 0.02), (0, -0.1), (0.09, 0.02))],
-        "afraid": [("oval", "white", 0, 0, 0.12, 0.13), ("oval", "ink", 0, 0, 0.05, 0.06)],
-        "sad": [("poly", "tear", (-0.07, 0.22), (0, 0.06), (0.07, 0.22)), ("oval", "tear", 0, 0.24, 0.075, 0.08),
-                ("line", "ink", 0.035, (-0.12, -0.1), (0.08, -0.18))],
-    }[mood]  # fmt: skip
-    Canvas(picture).paint(rows, Spot(x, y * ratio, size), inks)
-    return picture
+EYE_ROWS = {
+    "asleep": (("oval", "skin", 0, 0, 0.1, 0.1), ("curve", "ink", 0.045, (-0.09, -0.02), (0, 0.1), (0.09, -0.02))),
+    "happy": (("oval", "skin", 0, 0, 0.1, 0.1), ("curve", "ink", 0.045, (-0.09, 0.02), (0, -0.1), (0.09, 0.02))),
+    "afraid": (("oval", "ink", 0, 0, 0.135, 0.145), ("oval", "white", 0, 0, 0.12, 0.13), ("oval", "ink", 0, 0, 0.05, 0.06)),
+    "sad": (("poly", "tear", (-0.07, 0.22), (0, 0.06), (0.07, 0.22)), ("oval", "tear", 0, 0.24, 0.075, 0.08),
+            ("line", "ink", 0.035, (-0.1, -0.1), (0.1, -0.16))),
+}  # fmt: skip
 
 
 def outlined(picture: Image.Image) -> Image.Image:

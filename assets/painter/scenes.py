@@ -62,6 +62,7 @@ ALONE, PAIR, THREE, FOUR = 0.54, 0.46, 0.4, 0.34  # a hero's height by the numbe
 HEIGHTS = {1: ALONE, 2: PAIR, 3: THREE}
 LEAST = {1: 0.44, 2: 0.28, 3: 0.22}  # no thing is smaller: it must be seen
 MOST = 0.74
+ROOM = {1: 0.9, 2: 0.52, 3: 0.38}  # the width that one of so many may take
 SPOTS = {1: (0.5,), 2: (0.28, 0.72), 3: (0.2, 0.51, 0.82), 4: (0.15, 0.38, 0.62, 0.85)}
 STEP = 1 / 32
 SCALE = {"big": 1.4, "small": 0.6, "": 1.0}
@@ -135,13 +136,21 @@ class Arranger:
             x, height = (0.5, 0.68) if alone else ((0.76, 0.24)[i], 0.56)
             height = min(0.74, height * SCALE[one.size])
             self.behind.append(Placed(one, x + self.jitter(), 0.9 if alone else 0.83, height))
-        for i, one in enumerate(air[:2]):
-            alone = len(shown) == 1 and not taken
-            height = height_of(one, 0.4 if not alone else 0.62, 0.24 if not alone else 0.4)
-            x, y = (0.5, 0.68) if alone else ((0.74, 0.26)[i], 0.46)
-            self.middle.append(Placed(one, x + self.jitter(), y, height, grounded=False))
+        self.float(air, alone=len(shown) == 1 and not taken)
         crowd = [one for one in ground for _ in range(one.count)]
         self.stand(crowd, shifted=bool(back or air), taken=taken)
+
+    def float(self, air: list[Shown], alone: bool) -> None:
+        """Things in the air, above the rest; a swarm where there are many."""
+        swarm = [one for one in air for _ in range(one.count)]
+        if len(swarm) == 1:
+            spots = ((0.5, 0.68),) if alone else ((0.74, 0.46),)
+        else:
+            spots = ((0.26, 0.46), (0.74, 0.42), (0.5, 0.3), (0.5, 0.64), (0.84, 0.7), (0.16, 0.72))
+        base, least = (0.62, 0.4) if alone and len(swarm) == 1 else (0.4, 0.24)
+        for one, (x, y) in zip(swarm, spots):
+            height = height_of(one, base, least)
+            self.middle.append(Placed(one, x + self.jitter(), y, height, grounded=False))
 
     def stand(self, crowd: list[Shown], shifted: bool, taken: int) -> None:
         """Things on the ground (or in the water), side by side; a crowd in two rows."""
@@ -162,6 +171,8 @@ class Arranger:
             y = self.place.water if afloat else self.place.floor
             y += 0.02 * row - (0.03 if number > 2 and column % 2 else 0)
             height = height_of(one, base * (0.85 if row else 1), least)
+            width, _ = self.size_of(one, height)
+            height *= min(1.0, ROOM.get(number, 0.3) / width)
             flip = x < 0.45 and number > 1 or one == crowd[0] and number == 1 and self.chance.random() < 0.5
             self.middle.append(Placed(one, x, y, height, flip, grounded=not afloat and self.scene.place not in ("space", "sky", "underwater")))
 
@@ -377,9 +388,9 @@ def sample_place(shown: list[Shown], chance: random.Random) -> str:
 def sample_relation(names: list[str], chance: random.Random) -> tuple[str, list[str]]:
     """A relation and the things in it: the hero, and what it takes; the hero is a being."""
     relation = chance.choice(RELATIONS)
-    beings = [name for name in names if THINGS[name].is_being and THINGS[name].kind not in ("insect",)]
+    beings = [name for name in names if THINGS[name].is_being]
     land = [name for name in beings if THINGS[name].kind in ("person", "animal", "fantasy", "bird")]
-    small = [name for name in land if THINGS[name].size <= 1.0]
+    small = [name for name in land if THINGS[name].size <= 1.0 and THINGS[name].kind != "bird"]
 
     def of(trait: str) -> list[str]:
         return [name for name in names if trait in THINGS[name].traits]
@@ -413,6 +424,8 @@ def sample_scene(seed: int, names: list[str]) -> Scene:
     if relation and len(chosen) < (3 if relation == "gives" else 2):
         relation = ""
     shown = [sample_shown(name, chance, hero=i == 0) for i, name in enumerate(chosen)]
+    if relation and relation != "sits in":
+        shown = [replace(one, mood=None) if one.mood == "asleep" else one for one in shown]
     if relation == "gives":
         shown[2] = replace(shown[2], colour=None)
     elif not relation and len(shown) == 1 and chance.random() < 0.2:

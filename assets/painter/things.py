@@ -70,8 +70,7 @@ rhinoceros      |                | huge meadow           | rhino                
 hippopotamus    |                | large river           | hippo                               |
 rat             |                | small street          |                                     |
 hamster         |                | head small bedroom    |                                     | guinea pig
-chipmunk        |                | small forest          |                                     |
-squirrel        | noto:chipmunk  | small forest          |                                     |
+squirrel        | noto:chipmunk  | small forest          | chipmunk                            |
 beaver          |                | small river           |                                     | groundhog, marmot
 hedgehog        |                | small garden          |                                     | porcupine
 bat             |                | small cave flies      |                                     |
@@ -111,10 +110,9 @@ eagle           |                | mountain flies        | hawk, falcon         
 parrot          |                | small jungle flies    | macaw                               | toucan, budgie
 hen             | noto:chicken   | head small farm       | chicken                             |
 rooster         |                | small farm            | cock, cockerel                      |
-chick           | noto:baby-chick| tiny farm             | baby chick                          |
+chick           | noto:baby-chick| tiny farm             | baby chick, duckling                |
 hatchling       | noto:hatching-chick | tiny farm        | hatching chick                      |
-duck            |                | small lake swims      |                                     | mallard
-duckling        | noto:baby-chick| tiny lake swims       | baby duck                           |
+duck            |                | small lake swims      | mallard                             |
 goose           |                | farm                  | geese                               |
 turkey          |                | farm                  |                                     |
 swan            |                | lake swims            | cygnet                              |
@@ -165,8 +163,6 @@ yeti            | noto:hairy-creature | large snow       | bigfoot              
 clown           | fluent:clown-face | head fair          | jester                              | fool
 fairy           | fluent:person-fairy | small forest air | pixie, tooth fairy                  | sprite, nymph
 genie           | noto:genie     | desert                | djinn                               |
-mummy monster   | drawn:mummy    | desert                | egyptian mummy                      |
-skeleton        | drawn:skeleton | castle                |                                     | skull, bones
 scarecrow       | drawn:scarecrow| large farm            |                                     |
 snowman         |                | large snow            |                                     |
 gingerbread man | drawn:gingerbread | small kitchen      | gingerbread boy                     |
@@ -185,7 +181,7 @@ grandmother     |                | living room           | grandma, granny, old 
 grandfather     |                | living room           | grandpa, old man, granddad          | elder, hermit
 brother         |                | small                 | big brother                         | cousin
 sister          |                | small                 | big sister                          | goldilocks, cinderella
-king            |                | castle                | emperor                             | sultan, ruler, chief
+king            |                | castle                | emperor                             | sultan, chief
 queen           |                | castle                | empress                             |
 prince          |                | castle                |                                     |
 princess        |                | castle                |                                     |
@@ -301,7 +297,7 @@ hot dog         |                |  | sausage                             |
 sandwich        |                |  |                                     | lunch
 popcorn         |                |  |                                     |
 butter          |                |  |                                     |
-soup            | noto:pot-of-food |  | stew, porridge, pot of soup       | cauldron, supper, dinner
+soup            | noto:pot-of-food |  | stew, porridge, pot of soup       | supper, dinner
 bowl            | noto:bowl-with-spoon |  |                               |
 salad           | noto:green-salad |  |                                   |
 rice            | noto:cooked-rice |  | bowl of rice                      |
@@ -339,7 +335,7 @@ doll            | drawn:doll     | bedroom               | rag doll             
 blocks          | drawn:blocks   | bedroom               | building blocks                     | bricks
 puzzle          | noto:puzzle-piece | bedroom            | jigsaw, puzzle piece                |
 dice            | noto:game-die  |                       |                                     | game
-robot toy       | drawn:toyrobot | bedroom               | toy robot                           |
+toy robot       | drawn:toyrobot | bedroom               |                                     |
 video game      |                |                       |                                     |
 crystal ball    |                |                       |                                     |
 magic wand      |                |                       | wand                                |
@@ -454,9 +450,9 @@ pan             | noto:shallow-pan-of-food |             | frying pan           
 plate           | noto:fork-and-knife-with-plate |       | dish                                | tray
 spoon           |                | kitchen               |                                     | ladle
 fork            | noto:fork-and-knife | kitchen          |                                     |
-jar             |                | kitchen               | glass jar                           | bottle
+jar             |                | kitchen               | glass jar                           |
 vase            | noto:amphora   |                       |                                     | jug, urn
-bottle          | noto:baby-bottle |                     | baby bottle                         |
+bottle          | noto:baby-bottle |                     | baby bottle                         | flask
 box             | noto:package   | seat                  | cardboard box                       | carton, crate
 treasure chest  |                | cave heavy            | treasure, chest                     |
 coin            |                |                       | coins, gold coin                    | money, penny
@@ -556,7 +552,7 @@ rocket          |                | large space seat      | spaceship, rocket shi
 flying saucer   |                | space air             | ufo                                 | alien ship
 hot air balloon | drawn:hotairballoon | large sky air seat |                                    | airship
 parachute       |                | sky air               |                                     |
-spacesuit robot | drawn:rover    | moon                  | moon buggy, space rover             |
+moon buggy      | drawn:rover    | moon                  | space rover, rover                  |
 """
 
 BUILDINGS = """
@@ -585,7 +581,6 @@ roller coaster  |                |                       | rollercoaster        
 merry-go-round  | noto:carousel-horse |                  | carousel                            | rocking horse
 circus tent     |                |                       | big top                             | marquee
 stadium         |                |                       |                                     | arena
-snow fort       | drawn:snowfort |                       |                                     |
 sandcastle      | drawn:sandcastle |                     | sand castle                         |
 """
 
