@@ -603,9 +603,10 @@ def indoors(place: Place, time: str, weather: str, layout: Layout, pixels: int) 
     canvas = Canvas(Image.new("RGB", (pixels, pixels)))
     dim = {role: role for role in ("sky", "disc")}
     rows = place.rows()
+    strength = LAMPLIT * hour.strength if any(role == "sky" for _, role, *_ in rows) else 0.0  # without a window: none
     for _, role, *_ in rows:
         if role not in dim:
-            light[role] = mix(light[role], hour.light, LAMPLIT * hour.strength)
+            light[role] = mix(light[role], hour.light, strength)
             dim[role] = role
     paint_rows(canvas, rows, light, layout.flip)
     return canvas.image

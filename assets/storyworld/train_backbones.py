@@ -924,7 +924,7 @@ ENCODING_BATCH = 8  # stories
 UNET_CHECK_PANELS = 64
 
 
-def train_clip_tokenizer(texts: Iterator[str]):
+def train_clip_tokenizer(texts: Iterator[str], size: int = CLIP_VOCABULARY):
     """A CLIPTokenizer whose merges are learned from the world's text; every byte stays writable."""
     from tokenizers import pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -933,7 +933,7 @@ def train_clip_tokenizer(texts: Iterator[str]):
     special = [blank.bos_token, blank.eos_token]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=CLIP_VOCABULARY - len(alphabet),  # room for the word-final bytes below
+        vocab_size=size - len(alphabet),  # room for the word-final bytes below
         special_tokens=special,
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
