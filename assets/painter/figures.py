@@ -1,9 +1,10 @@
-"""Figures: a thing as a picture with a clear ground, an outline, a colour, a mood, and a body where the art has none.
+"""Figures: a thing as a picture with a clear ground, an outline, a colour, a mood, and a body where
+the art has none.
 
-    picture = Figures(Art("work/sprites.zip")).figure(Shown("lion", mood="sad"), height=120)   # RGBA
+    Figures(Art("work/sprites.zip")).figure(Shown("lion", mood="sad"), height=120)  # RGBA
 
-Colours change in OKLab (Ottosson 2020): the family of the art's main colour turns, its steps of lightness stay.
-"""
+Colours change in OKLab (Ottosson 2020): the family of the art's main colour turns, its steps of
+lightness stay."""
 
 from __future__ import annotations
 
@@ -11,13 +12,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+import world
 from drawings import DRAWINGS
 from drawings import INKS as DRAWN_INKS
 from people import COLOURS, Look, face_rows, person
 from PIL import Image, ImageFilter
 from things import THINGS
-
-import world
 from world import PLUM, Canvas, Colour, Spot, mix
 
 MOODS = ("happy", "sad", "afraid", "asleep")
@@ -26,8 +26,10 @@ UNIT = 256  # px a figure is drawn at before it is brought to its height
 MOST_WIDTH = 1.35  # of the height
 
 # The storyworld's animals in the colours that they have outside it.
-COATS = {"fox": (240, 134, 50), "rabbit": (222, 216, 214), "bear": (142, 94, 60), "cat": (248, 176, 66),
-         "mouse": (170, 170, 184), "frog": (112, 186, 70), "owl": (160, 112, 74), "turtle": (98, 164, 84)}  # fmt: skip
+COATS = {"fox": (240, 134, 50), "rabbit": (222, 216, 214), "bear": (142, 94, 60),
+    "cat": (248, 176, 66),
+         "mouse": (170, 170, 184), "frog": (112, 186, 70), "owl": (160, 112, 74),
+             "turtle": (98, 164, 84)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,15 @@ class Shown:
     look: Look = field(default_factory=Look)  # people's skin, hair and clothes
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Colour.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
-TO_LMS = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+TO_LMS = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451,
+    0.1073969566],
                    [0.0883024619, 0.2817188376, 0.6299787005]])  # fmt: skip
-TO_LAB = np.array([[0.2104542553, 0.793617785, -0.0040720468], [1.9779984951, -2.428592205, 0.4505937099],
+TO_LAB = np.array([[0.2104542553, 0.793617785, -0.0040720468], [1.9779984951, -2.428592205,
+    0.4505937099],
                    [0.0259040371, 0.7827717662, -0.808675766]])  # fmt: skip
 
 
@@ -89,31 +93,39 @@ def recolour(picture: Image.Image, colour: Colour) -> Image.Image:
         family = (apart < 0.62) & (chroma > 0.03) & (np.abs(lighter) < 0.42)
     else:
         family = (chroma < 0.04) & (np.abs(lighter) < 0.3) & (lab[..., 0] > 0.2)
-    fade = np.where(lighter < 0, 1 - 0.8 * np.minimum(0.3, -lighter), 1 - 1.5 * np.minimum(0.3, lighter))
-    turned = np.stack([(target[0] + 0.8 * lighter).clip(0.12, 0.99), target[1] * fade, target[2] * fade], -1)
+    fade = np.where(
+        lighter < 0, 1 - 0.8 * np.minimum(0.3, -lighter), 1 - 1.5 * np.minimum(0.3, lighter)
+    )
+    turned = np.stack(
+        [(target[0] + 0.8 * lighter).clip(0.12, 0.99), target[1] * fade, target[2] * fade], -1
+    )
     pixels[..., :3] = np.where(family[..., None], srgb(turned), pixels[..., :3])
     return Image.fromarray(pixels)
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Bodies and faces for art that is a head.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 BODY = (
-    ("ovals", "dark", 0.14, -0.045, 0.12, 0.055), ("oval", "main", 0, -0.23, 0.25, 0.24), ("oval", "light", 0, -0.19, 0.16, 0.16),
+    ("ovals", "dark", 0.14, -0.045, 0.12, 0.055), ("oval", "main", 0, -0.23, 0.25, 0.24),
+        ("oval", "light", 0, -0.19, 0.16, 0.16),
 )  # fmt: skip
 ARMS = {
     None: (("curves", "dark", 0.1, (0.2, -0.34), (0.3, -0.28), (0.27, -0.18)),),
     "happy": (("curves", "dark", 0.1, (0.2, -0.32), (0.33, -0.34), (0.37, -0.46)),),
     "afraid": (("curves", "dark", 0.1, (0.2, -0.32), (0.34, -0.34), (0.26, -0.44)),),
 }
-TAIL = (("curve", "dark", 0.09, (0.15, -0.08), (0.48, -0.02), (0.42, -0.3)), ("oval", "dark", 0.42, -0.32, 0.07, 0.09))
+TAIL = (
+    ("curve", "dark", 0.09, (0.15, -0.08), (0.48, -0.02), (0.42, -0.3)),
+    ("oval", "dark", 0.42, -0.32, 0.07, 0.09),
+)
 TAILED = ("lion", "puppy", "kitten", "wolf", "unicorn", "calf", "monster")
 HEAD_WIDTH, CHIN = 0.74, -0.33  # of a body's unit
 
 
-# Where the eyes of the art are, in shares of the picture from its upper left corner, and their radius in shares of
-# its width: the mood goes there.
+# Where the eyes of the art are, in shares of the picture from its upper left corner, and their
+# radius in shares of its width: the mood goes there.
 EYES: dict[str, tuple[tuple[float, float, float], ...]] = {
     "dog": ((0.54, 0.29, 0.041), (0.28, 0.30, 0.041)),
     "puppy": ((0.32, 0.52, 0.053), (0.68, 0.52, 0.056)),
@@ -213,7 +225,9 @@ class Figures:
         return source in ("world", "person") or f"{source}:{name}" in self.art.names
 
     def _figure(self, shown: Shown, height: int, flip: bool = False) -> Image.Image:
-        """The figure as it stands in a scene, RGBA, `height` px high (less, if it is wide), with its outline."""
+        """The figure as it stands in a scene, RGBA, `height` px high (less, if it is wide), with
+        its outline.
+        """
         picture = self.whole(shown.thing, shown.colour, shown.mood, shown.look)
         scale = min(height / picture.height, MOST_WIDTH * height / picture.width)
         size = (max(2, round(picture.width * scale)), max(2, round(picture.height * scale)))
@@ -271,36 +285,51 @@ def with_body(thing: str, head: Image.Image, mood: str | None) -> Image.Image:
 
 def colour_at(picture: Image.Image, x: float, y: float) -> Colour:
     """The colour at a point, in shares of the picture."""
-    inside = (min(max(round(x * picture.width), 0), picture.width - 1), min(max(round(y * picture.height), 0), picture.height - 1))
+    inside = (
+        min(max(round(x * picture.width), 0), picture.width - 1),
+        min(max(round(y * picture.height), 0), picture.height - 1),
+    )
     return picture.getpixel(inside)[:3]
 
 
 def with_mood(picture: Image.Image, thing: str, mood: str | None) -> Image.Image:
-    """The art with its eyes as the mood has them, where EYES knows them: closed, wide, merry or with a tear."""
+    """The art with its eyes as the mood has them, where EYES knows them: closed, wide, merry or
+    with a tear.
+    """
     if not mood or thing not in EYES:
         return picture
     canvas, ratio = Canvas(picture.copy()), picture.height / picture.width
     for x, y, radius in EYES[thing]:
         beside = max((colour_at(picture, x + side * 1.8 * radius, y) for side in (-1, 1)), key=sum)
-        canvas.paint(EYE_ROWS[mood], Spot(x, y * ratio, radius / 0.07), world.INKS | {"skin": beside})
+        canvas.paint(
+            EYE_ROWS[mood], Spot(x, y * ratio, radius / 0.07), world.INKS | {"skin": beside}
+        )
     return canvas.image
 
 
 EYE_ROWS = {
-    "asleep": (("oval", "skin", 0, 0, 0.1, 0.1), ("curve", "ink", 0.045, (-0.09, -0.02), (0, 0.1), (0.09, -0.02))),
-    "happy": (("oval", "skin", 0, 0, 0.1, 0.1), ("curve", "ink", 0.045, (-0.09, 0.02), (0, -0.1), (0.09, 0.02))),
-    "afraid": (("oval", "ink", 0, 0, 0.135, 0.145), ("oval", "white", 0, 0, 0.12, 0.13), ("oval", "ink", 0, 0, 0.05, 0.06)),
-    "sad": (("poly", "tear", (-0.07, 0.22), (0, 0.06), (0.07, 0.22)), ("oval", "tear", 0, 0.24, 0.075, 0.08),
+    "asleep": (("oval", "skin", 0, 0, 0.1, 0.1), ("curve", "ink", 0.045, (-0.09, -0.02), (0, 0.1),
+        (0.09, -0.02))),
+    "happy": (("oval", "skin", 0, 0, 0.1, 0.1), ("curve", "ink", 0.045, (-0.09, 0.02), (0, -0.1),
+        (0.09, 0.02))),
+    "afraid": (("oval", "ink", 0, 0, 0.135, 0.145), ("oval", "white", 0, 0, 0.12, 0.13),
+        ("oval", "ink", 0, 0, 0.05, 0.06)),
+    "sad": (("poly", "tear", (-0.07, 0.22), (0, 0.06), (0.07, 0.22)), ("oval", "tear", 0, 0.24,
+        0.075, 0.08),
             ("line", "ink", 0.035, (-0.1, -0.1), (0.1, -0.16))),
 }  # fmt: skip
 
 
 def outlined(picture: Image.Image) -> Image.Image:
-    """The picture over its silhouette, grown by about OUTLINE of a 256 px canvas, in a dark shade of its own."""
+    """The picture over its silhouette, grown by about OUTLINE of a 256 px canvas, in a dark shade
+    of its own.
+    """
     margin = 5
     grown = Image.new("RGBA", (picture.width + 2 * margin, picture.height + 2 * margin))
     grown.alpha_composite(picture, (margin, margin))
-    silhouette = grown.getchannel("A").filter(ImageFilter.MaxFilter(5)).filter(ImageFilter.GaussianBlur(0.7))
+    silhouette = (
+        grown.getchannel("A").filter(ImageFilter.MaxFilter(5)).filter(ImageFilter.GaussianBlur(0.7))
+    )
     line = Image.new("RGBA", grown.size, (*mix(main_colour(picture), PLUM, 0.72), 255))
     line.putalpha(silhouette)
     line.alpha_composite(grown)

@@ -1,12 +1,11 @@
 """Scenes as data, and their pictures: things in a place, at a time, in a weather.
 
     scene = sample_scene(7, names)                         # the same scene for the same seed
-    picture = Illustrator(Art("work/sprites.zip")).draw(scene)  # RGB, 128 x 128: the same bytes for the same scene
+    picture = Illustrator(Art("work/sprites.zip")).draw(scene)  # RGB: same scene, same bytes
 
-A scene says what is shown; `arrange` says where: the hero on the left, what it meets on the right, buildings behind,
-what flies above, what swims at the water's line. What chance varies moves by small steps among few choices, so that a
-small network can learn it.
-"""
+A scene says what is shown; `arrange` says where: the hero on the left, what it meets on the right,
+buildings behind, what flies above, what swims at the water's line. What chance varies moves by
+small steps among few choices, so that a small network can learn it."""
 
 from __future__ import annotations
 
@@ -14,15 +13,13 @@ import random
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import figures
 import places
+import world
 from figures import MOODS, OUTLINE, Figures, Shown
 from people import CLOTHES, COLOURS, HAIRS, SKINS, Look
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 from places import PLACES, TIMES, WEATHERS, Layout
 from things import THINGS
-
-import world
 from world import Canvas, Spot
 
 PICTURE = 128  # px
@@ -32,7 +29,9 @@ RELATIONS = ("holds", "rides", "flies over", "sits in", "gives")
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `relation` is of the first thing to the second; of "gives" the third is the gift."""
+    """What a picture shows. `relation` is of the first thing to the second; of "gives" the third is
+    the gift.
+    """
 
     shown: tuple[Shown, ...]
     place: str
@@ -44,7 +43,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class Placed:
-    """A figure in the picture: the middle of its foot and its height, in picture widths. Later ones are in front."""
+    """A figure in the picture: the middle of its foot and its height, in picture widths. Later ones
+    are in front.
+    """
 
     shown: Shown
     x: float
@@ -54,11 +55,12 @@ class Placed:
     grounded: bool = True  # has a shadow
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 1. Where things go.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
-ALONE, PAIR, THREE, FOUR = 0.54, 0.46, 0.4, 0.34  # a hero's height by the number of things on the ground
+# A hero's height by the number of things on the ground.
+ALONE, PAIR, THREE, FOUR = 0.54, 0.46, 0.4, 0.34
 HEIGHTS = {1: ALONE, 2: PAIR, 3: THREE}
 LEAST = {1: 0.44, 2: 0.28, 3: 0.22}  # no thing is smaller: it must be seen
 MOST = 0.74
@@ -67,8 +69,8 @@ SPOTS = {1: (0.5,), 2: (0.28, 0.72), 3: (0.2, 0.51, 0.82), 4: (0.15, 0.38, 0.62,
 STEP = 1 / 32
 SCALE = {"big": 1.4, "small": 0.6, "": 1.0}
 
-# What is ridden: where the rider's foot is, in shares of the mount's width from its middle and of its height from
-# its top, and whether the rider stands in front of it.
+# What is ridden: where the rider's foot is, in shares of the mount's width from its middle and of
+# its height from its top, and whether the rider stands in front of it.
 SADDLES = {
     "bicycle": (0.0, 0.62, True), "motorcycle": (0.0, 0.6, True), "scooter": (-0.05, 0.82, True),
     "skateboard": (0.0, 0.4, True), "surfboard": (0.0, 0.5, True), "broom": (0.0, 0.62, True),
@@ -77,7 +79,8 @@ SADDLES = {
 SADDLE = (0.06, 0.46, False)
 # What is sat in or on: the same; a sitter in front sits on it.
 SEATS = {
-    "chair": (0.0, 0.78, True), "sofa": (0.0, 0.85, True), "bed": (0.0, 0.7, True), "bench": (0.0, 0.75, True), "swing": (0.0, 0.85, True),
+    "chair": (0.0, 0.78, True), "sofa": (0.0, 0.85, True), "bed": (0.0, 0.7, True),
+        "bench": (0.0, 0.75, True), "swing": (0.0, 0.85, True),
     "hammock": (0.0, 0.7, False), "rocket": (0.0, 0.5, False), "tent": (0.0, 0.98, True),
 }  # fmt: skip
 SEAT = (0.0, 0.45, False)
@@ -93,7 +96,7 @@ def is_afloat(shown: Shown, place: str) -> bool:
 
 def is_behind(shown: Shown) -> bool:
     thing = THINGS[shown.thing]
-    return thing.kind == "building" or thing.kind == "plant" and thing.size > 1.3
+    return thing.kind == "building" or (thing.kind == "plant" and thing.size > 1.3)
 
 
 def height_of(shown: Shown, base: float, least: float) -> float:
@@ -159,7 +162,11 @@ class Arranger:
             return
         base, least = HEIGHTS.get(number, FOUR), LEAST.get(number, 0.2)
         if taken:
-            base, least, spots = THREE, 0.2, ((0.86,), (0.12, 0.88), (0.1, 0.9, 0.5))[min(number, 3) - 1]
+            base, least, spots = (
+                THREE,
+                0.2,
+                ((0.86,), (0.12, 0.88), (0.1, 0.9, 0.5))[min(number, 3) - 1],
+            )
         else:
             spots = SPOTS[min(number, 4)]
         if number == 1 and shifted and not taken:
@@ -173,8 +180,19 @@ class Arranger:
             height = height_of(one, base * (0.85 if row else 1), least)
             width, _ = self.size_of(one, height)
             height *= min(1.0, ROOM.get(number, 0.3) / width)
-            flip = x < 0.45 and number > 1 or one == crowd[0] and number == 1 and self.chance.random() < 0.5
-            self.middle.append(Placed(one, x, y, height, flip, grounded=not afloat and self.scene.place not in ("space", "sky", "underwater")))
+            flip = (x < 0.45 and number > 1) or (
+                one == crowd[0] and number == 1 and self.chance.random() < 0.5
+            )
+            self.middle.append(
+                Placed(
+                    one,
+                    x,
+                    y,
+                    height,
+                    flip,
+                    grounded=not afloat and self.scene.place not in ("space", "sky", "underwater"),
+                )
+            )
 
     def holds(self, hero: Shown, held: Shown) -> None:
         """`held` in the hero's hand."""
@@ -184,7 +202,9 @@ class Arranger:
         high = max(0.2, min(0.3, 0.42 * tall))
         across, _ = self.size_of(held, high)
         self.middle.append(Placed(hero, x, y, height))
-        self.front.append(Placed(held, x + 0.38 * width + 0.3 * across, y - 0.16 * tall, high, grounded=False))
+        self.front.append(
+            Placed(held, x + 0.38 * width + 0.3 * across, y - 0.16 * tall, high, grounded=False)
+        )
 
     def rides(self, rider: Shown, mount: Shown) -> None:
         self.seated(rider, mount, *SADDLES.get(mount.thing, SADDLE), 0.46, 0.36)
@@ -192,11 +212,26 @@ class Arranger:
     def sits_in(self, sitter: Shown, seat: Shown) -> None:
         self.seated(sitter, seat, *SEATS.get(seat.thing, SEAT), 0.44, 0.38)
 
-    def seated(self, rider: Shown, mount: Shown, across: float, down: float, before: bool, low: float, high: float) -> None:
+    def seated(
+        self,
+        rider: Shown,
+        mount: Shown,
+        across: float,
+        down: float,
+        before: bool,
+        low: float,
+        high: float,
+    ) -> None:
         """`rider` on or in `mount`, the foot at (across, down) of it."""
         x = 0.5 + self.jitter()
         aloft = is_airborne(mount, self.scene.place) or mount.thing == "broom"
-        y = 0.78 if aloft else self.place.water if is_afloat(mount, self.scene.place) else self.place.floor
+        y = (
+            0.78
+            if aloft
+            else self.place.water
+            if is_afloat(mount, self.scene.place)
+            else self.place.floor
+        )
         mount_high = min(0.56, low * max(0.75, THINGS[mount.thing].size))
         width, tall = self.size_of(mount, mount_high)
         mount_one = Placed(mount, x, y, mount_high, grounded=not aloft)
@@ -207,8 +242,12 @@ class Arranger:
         """`flyer` in the air above `below`."""
         x = 0.46 + self.jitter()
         self.around([below], taken=0)
-        self.middle = [replace(one, x=0.56, height=min(one.height, 0.36), flip=False) for one in self.middle]
-        self.behind = [replace(one, x=0.6, height=min(one.height, 0.44), y=0.9) for one in self.behind]
+        self.middle = [
+            replace(one, x=0.56, height=min(one.height, 0.36), flip=False) for one in self.middle
+        ]
+        self.behind = [
+            replace(one, x=0.6, height=min(one.height, 0.44), y=0.9) for one in self.behind
+        ]
         self.front.append(Placed(flyer, x, 0.44, height_of(flyer, 0.32, 0.28), grounded=False))
 
     def gives(self, giver: Shown, taker: Shown, gift: Shown) -> None:
@@ -219,15 +258,16 @@ class Arranger:
         self.front.append(Placed(gift, 0.51, y - 0.12, 0.22, grounded=False))
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 2. Signs: what stands beside a figure so that its mood, its flight or its gift is seen.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def heart(x: float, y: float, size: float, role: str) -> list[tuple]:
     return [("oval", role, x - 0.23 * size, y - 0.2 * size, 0.26 * size, 0.25 * size),
             ("oval", role, x + 0.23 * size, y - 0.2 * size, 0.26 * size, 0.25 * size),
-            ("poly", role, (x - 0.47 * size, y - 0.1 * size), (x + 0.47 * size, y - 0.1 * size), (x, y + 0.5 * size))]  # fmt: skip
+            ("poly", role, (x - 0.47 * size, y - 0.1 * size), (x + 0.47 * size, y - 0.1 * size),
+                (x, y + 0.5 * size))]  # fmt: skip
 
 
 def zed(x: float, y: float, size: float) -> tuple:
@@ -236,20 +276,26 @@ def zed(x: float, y: float, size: float) -> tuple:
 
 SIGNS = {
     "happy": [*heart(-0.3, 0.05, 0.62, "red"), *heart(0.32, -0.3, 0.46, "rose")],
-    "sad": [("ovals", "gloom", 0.3, -0.22, 0.28, 0.2), ("oval", "gloom", 0, -0.34, 0.34, 0.26), ("line", "sky", 0.1, (-0.3, 0.1), (-0.36, 0.34)),
-            ("line", "sky", 0.1, (0, 0.14), (-0.06, 0.4)), ("line", "sky", 0.1, (0.3, 0.1), (0.24, 0.34))],
-    "afraid": [("poly", "gold", (-0.34, -0.6), (-0.06, -0.6), (-0.14, 0.08), (-0.26, 0.08)), ("oval", "gold", -0.2, 0.26, 0.11, 0.11),
-               ("poly", "gold", (0.1, -0.6), (0.38, -0.6), (0.3, 0.08), (0.18, 0.08)), ("oval", "gold", 0.24, 0.26, 0.11, 0.11)],
+    "sad": [("ovals", "gloom", 0.3, -0.22, 0.28, 0.2), ("oval", "gloom", 0, -0.34, 0.34, 0.26),
+        ("line", "sky", 0.1, (-0.3, 0.1), (-0.36, 0.34)),
+            ("line", "sky", 0.1, (0, 0.14), (-0.06, 0.4)), ("line", "sky", 0.1, (0.3, 0.1),
+                (0.24, 0.34))],
+    "afraid": [("poly", "gold", (-0.34, -0.6), (-0.06, -0.6), (-0.14, 0.08), (-0.26, 0.08)),
+        ("oval", "gold", -0.2, 0.26, 0.11, 0.11),
+               ("poly", "gold", (0.1, -0.6), (0.38, -0.6), (0.3, 0.08), (0.18, 0.08)),
+                   ("oval", "gold", 0.24, 0.26, 0.11, 0.11)],
     "asleep": [zed(-0.5, 0.02, 0.36), zed(0.0, -0.3, 0.3), zed(0.4, -0.56, 0.24)],
-    "flight": [("line", "white", 0.07, (-0.6, -0.2), (0.1, -0.2)), ("line", "white", 0.07, (-0.8, 0), (0.2, 0)), ("line", "white", 0.07, (-0.6, 0.2), (0.1, 0.2))],
-    "gift": [("line", "gold", 0.07, (0, -0.62), (0, -0.86)), ("lines", "gold", 0.07, (0.4, -0.5), (0.56, -0.7))],
+    "flight": [("line", "white", 0.07, (-0.6, -0.2), (0.1, -0.2)), ("line", "white", 0.07,
+        (-0.8, 0), (0.2, 0)), ("line", "white", 0.07, (-0.6, 0.2), (0.1, 0.2))],
+    "gift": [("line", "gold", 0.07, (0, -0.62), (0, -0.86)), ("lines", "gold", 0.07, (0.4, -0.5),
+        (0.56, -0.7))],
 }  # fmt: skip
 SIGN_SIZE = 0.15
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 3. The picture.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 LIGHT_ON_FIGURES = 0.3  # of the hour's: their colours must stay tellable
 
@@ -298,7 +344,11 @@ class Illustrator:
         top = max(top, 0)
         if one.grounded:
             mask = shadow(max(8, round(0.86 * figure.width)))
-            canvas.paste((40, 30, 60), (left + round(0.07 * figure.width), round(one.y * CANVAS) - mask.height * 2 // 3), mask)
+            canvas.paste(
+                (40, 30, 60),
+                (left + round(0.07 * figure.width), round(one.y * CANVAS) - mask.height * 2 // 3),
+                mask,
+            )
         canvas.paste(figure, (left, top), figure)
         if is_afloat(one.shown, scene.place) and PLACES[scene.place].scene == "open":
             self.ripple(canvas, left, round(one.y * CANVAS), figure.width)
@@ -307,7 +357,11 @@ class Illustrator:
         draw = ImageDraw.Draw(canvas)
         for dx, dy, share in ((0.0, -9, 0.5), (0.4, -5, 0.6), (0.1, -1, 0.7)):
             start = left + dx * width
-            draw.line([(start, line + dy), (start + share * width, line + dy)], fill=(150, 214, 236), width=5)
+            draw.line(
+                [(start, line + dy), (start + share * width, line + dy)],
+                fill=(150, 214, 236),
+                width=5,
+            )
 
     def lit(self, scene: Scene, figure: Image.Image) -> Image.Image:
         """The figure in the hour's light."""
@@ -315,7 +369,9 @@ class Illustrator:
         if not hour.strength or PLACES[scene.place].scene in ("space", "water", "cave"):
             return figure
         share = LIGHT_ON_FIGURES * hour.strength
-        tinted = Image.blend(figure.convert("RGB"), Image.new("RGB", figure.size, hour.light), share)
+        tinted = Image.blend(
+            figure.convert("RGB"), Image.new("RGB", figure.size, hour.light), share
+        )
         tinted.putalpha(figure.getchannel("A"))
         return tinted
 
@@ -331,7 +387,9 @@ class Illustrator:
                 x = min(max(one.x + side * (0.3 * width + 0.06), 0.1), 0.9)
                 self.sign(easel, one.shown.mood, x, max(0.11, top - 0.02))
             if scene.relation == "flies over" and one.shown == scene.shown[0]:
-                self.sign(easel, "flight", max(0.1, one.x - 0.5 * width - 0.06), one.y - 0.5 * height)
+                self.sign(
+                    easel, "flight", max(0.1, one.x - 0.5 * width - 0.06), one.y - 0.5 * height
+                )
             if scene.relation == "gives" and one.shown == scene.shown[2]:
                 self.sign(easel, "gift", one.x, one.y - height + 0.04)
 
@@ -344,13 +402,22 @@ def quantised(height: float) -> int:
     return max(12, 6 * round(height * CANVAS / 6))
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 4. Scenes by chance.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 HERO_COLOURS = tuple(COLOURS)
 OWN_COLOUR_ONLY = ("zebra", "panda", "skunk", "black cat", "polar bear", "rainbow", "snowman")
-USUAL_PLACES = ("meadow", "forest", "garden", "village", "street", "beach", "living room", "playground")
+USUAL_PLACES = (
+    "meadow",
+    "forest",
+    "garden",
+    "village",
+    "street",
+    "beach",
+    "living room",
+    "playground",
+)
 
 
 def can_be_coloured(name: str) -> bool:
@@ -365,12 +432,22 @@ def can_be_coloured(name: str) -> bool:
 
 
 def sample_shown(name: str, chance: random.Random, hero: bool) -> Shown:
-    look = Look(chance.randrange(len(SKINS)), chance.randrange(len(HAIRS)), chance.randrange(len(CLOTHES)))
+    look = Look(
+        chance.randrange(len(SKINS)), chance.randrange(len(HAIRS)), chance.randrange(len(CLOTHES))
+    )
     thing = THINGS[name]
     if thing.kind != "person":
         look = Look()
-    colour = chance.choice(HERO_COLOURS) if can_be_coloured(name) and chance.random() < (0.3 if hero else 0.12) else None
-    mood = chance.choice(MOODS) if thing.is_being and chance.random() < (0.4 if hero else 0.2) else None
+    colour = (
+        chance.choice(HERO_COLOURS)
+        if can_be_coloured(name) and chance.random() < (0.3 if hero else 0.12)
+        else None
+    )
+    mood = (
+        chance.choice(MOODS)
+        if thing.is_being and chance.random() < (0.4 if hero else 0.2)
+        else None
+    )
     return Shown(name, colour, mood, look=look)
 
 
@@ -403,10 +480,18 @@ def sample_relation(names: list[str], chance: random.Random) -> tuple[str, list[
         return relation, [chance.choice(small), chance.choice(of("seat"))]
     if relation == "gives":
         return relation, [chance.choice(land), chance.choice(land), chance.choice(of("carried"))]
-    flyers = [name for name in beings if {"flies", "air"} & THINGS[name].traits] + ["superhero", "witch"]
+    flyers = [name for name in beings if {"flies", "air"} & THINGS[name].traits] + [
+        "superhero",
+        "witch",
+    ]
     flyers += [name for name in of("air") if THINGS[name].kind == "vehicle"]
-    below = [name for name in names if "air" not in THINGS[name].traits and THINGS[name].size >= 0.65]
-    return relation, [chance.choice([name for name in flyers if name in names]), chance.choice(below)]
+    below = [
+        name for name in names if "air" not in THINGS[name].traits and THINGS[name].size >= 0.65
+    ]
+    return relation, [
+        chance.choice([name for name in flyers if name in names]),
+        chance.choice(below),
+    ]
 
 
 def sample_scene(seed: int, names: list[str]) -> Scene:
@@ -419,7 +504,9 @@ def sample_scene(seed: int, names: list[str]) -> Scene:
     else:
         number = chance.choices((1, 2, 3), (40, 40, 20))[0]
         chosen = [chance.choice(beings if chance.random() < 0.6 else names)]
-        chosen += [chance.choice(names if chance.random() < 0.7 else beings) for _ in range(number - 1)]
+        chosen += [
+            chance.choice(names if chance.random() < 0.7 else beings) for _ in range(number - 1)
+        ]
     chosen = list(dict.fromkeys(chosen))
     if relation and len(chosen) < (3 if relation == "gives" else 2):
         relation = ""

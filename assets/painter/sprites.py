@@ -1,10 +1,11 @@
-"""Open emoji art as sprites: fetched by package name and pinned version, rendered once, kept in one file.
+"""Open emoji art as sprites: fetched by package name and pinned version, rendered once, kept in one
+file.
 
-    python assets/painter/sprites.py --work_dir assets/painter/work    # work/sprites.zip, some 500 pictures
+    python assets/painter/sprites.py --work_dir assets/painter/work  # makes work/sprites.zip
 
-The two sets come from the npm registry through `npm pack` and are rendered by `resvg-py`; neither is needed again
-once `sprites.zip` stands. NOTICE names authors and licences. A sprite is called "set:name", as "noto:elephant".
-"""
+The two sets come from the npm registry through `npm pack` and are rendered by `resvg-py`; neither
+is needed again once `sprites.zip` stands. NOTICE names authors and licences. A sprite is called
+"set:name", as "noto:elephant"."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ class Art:
         self.sprite = lru_cache(maxsize=None)(self._load)
 
     def _load(self, name: str) -> Image.Image:
-        """The sprite called `name`, RGBA, trimmed, SPRITE_PIXELS on its longer side. Copy before drawing on it."""
+        """The sprite called `name`, RGBA, trimmed, SPRITE_PIXELS on its longer side. Copy before
+        drawing on it.
+        """
         if name not in self.names:
             raise KeyError(f"no sprite {name!r} in {self.archive.filename}")
         with self.archive.open(f"{name}.png") as file:
@@ -51,7 +54,9 @@ class Art:
 
 
 def fetch(package: str, version: str, work_dir: Path) -> dict:
-    """The package's icons.json: {"icons": {name: {"body": svg, ...}}, "aliases": ..., "width": ..., "height": ...}."""
+    """The package's icons.json: {"icons": {name: {"body": svg, ...}}, "aliases": ..., "width": ...,
+    "height": ...}.
+    """
     folder = work_dir / "packages"
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
@@ -84,7 +89,9 @@ def render(svg: str) -> Image.Image:
 
 
 def make(names: Iterable[str], work_dir: Path) -> Path:
-    """Render the sprites called `names` into work_dir/sprites.zip; those that are there already stay."""
+    """Render the sprites called `names` into work_dir/sprites.zip; those that are there already
+    stay.
+    """
     path = work_dir / "sprites.zip"
     work_dir.mkdir(parents=True, exist_ok=True)
     there = set(zipfile.ZipFile(path).namelist()) if path.is_file() else set()
@@ -104,8 +111,12 @@ def make(names: Iterable[str], work_dir: Path) -> Path:
 def main(argv: list[str] | None = None) -> None:
     import things
 
-    parser = argparse.ArgumentParser(description="Fetch and render the art of the painter's scenes.")
-    parser.add_argument("--work_dir", type=Path, default=HERE / "work", help="where sprites.zip goes")
+    parser = argparse.ArgumentParser(
+        description="Fetch and render the art of the painter's scenes."
+    )
+    parser.add_argument(
+        "--work_dir", type=Path, default=HERE / "work", help="where sprites.zip goes"
+    )
     path = make(things.sprite_names(), parser.parse_args(argv).work_dir)
     print(f"{path}: {len(zipfile.ZipFile(path).namelist())} sprites")
 
