@@ -225,12 +225,13 @@ def fit(
     recipe: Recipe,
     losses_at: Callable[[int], dict[str, Tensor]],
     held_out: Callable[[nn.Module], dict[str, float]] | None = None,
+    checks: int = HELD_OUT_CHECKS,
 ) -> nn.Module:
     """Train the parameters of `model` that require gradients; return its average (or itself), in
     eval mode.
 
     `losses_at(step)` gives scalar tensors and minimises the one called "loss"; `held_out(model)`
-    gives figures for the log. The checkpoint is work_dir/<name>.pt.
+    gives figures for the log, `checks` times in the run. The checkpoint is work_dir/<name>.pt.
     """
     path = run.work_dir / f"{name}.pt"
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -269,7 +270,7 @@ def fit(
         log.add(step, losses)
         if log.checkpoint_is_due():
             save(step + 1)
-        if held_out and (step + 1) % max(1, recipe.steps // HELD_OUT_CHECKS) == 0:
+        if held_out and (step + 1) % max(1, recipe.steps // checks) == 0:
             log.figures(step, checked(held_out, ema or model))
             model.train()
     save(recipe.steps)
@@ -1068,7 +1069,7 @@ ENCODING_BATCH = 8  # stories
 UNET_CHECK_PANELS = 64
 
 
-def train_clip_tokenizer(texts: Iterator[str]):
+def train_clip_tokenizer(texts: Iterator[str], size: int = CLIP_VOCABULARY):
     """A CLIPTokenizer whose merges are learned from the world's text; every byte stays writable."""
     from tokenizers import pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -1077,7 +1078,7 @@ def train_clip_tokenizer(texts: Iterator[str]):
     special = [blank.bos_token, blank.eos_token]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=CLIP_VOCABULARY - len(alphabet),  # room for the word-final bytes below
+        vocab_size=size - len(alphabet),  # room for the word-final bytes below
         special_tokens=special,
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
