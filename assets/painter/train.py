@@ -8,12 +8,13 @@ storyworld. The run is seeded, and a killed one goes on from its last checkpoint
     python assets/painter/train.py --stages vae  # one stage
     python assets/painter/train.py --scale 0.01 --output_dir /tmp/out  # a rehearsal
 
-Stage   makes                                    from vae     output_dir/diffusion/vae
-scenes, panels text    work_dir/text_encoder                    captions, stories unet
-output_dir/diffusion (a pipeline)        captions, scenes, panels, vae, text reader
-output_dir/reader.safetensors            scenes, vae card    output_dir/card.md,
-output_dir/sheet.png all of the above, on scenes and captions that no training saw costs   (printed,
-when asked for)                the UNet's shape
+Stage   makes                               from
+vae     output_dir/diffusion/vae            scenes, panels
+text    work_dir/text_encoder               captions, stories
+unet    output_dir/diffusion (a pipeline)   captions, scenes, panels, vae, text
+reader  output_dir/reader.safetensors       scenes, vae
+card    output_dir/card.md, sheet.png       all of the above, on held-out scenes and captions
+costs   (printed, when asked for)           the UNet's shape
 
 Shapes: B pictures in a batch, L latent channels, T tokens, E width, N things.
 """
