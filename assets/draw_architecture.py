@@ -21,9 +21,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "storyworld"))
 from world import draw_panel, write_story  # noqa: E402
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 1. Look
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 SCALE = 3
 WIDTH, HEIGHT = 1600, 964
@@ -45,18 +45,29 @@ LOOKS = {
     "plain": Look("#ffffff", "#a8a296"),
     "hero": Look("#ffffff", "#374151"),
 }
-# One colour for each slot, the same wherever the slot appears, and the codes of an example storyboard.
+# One colour for each slot, the same wherever the slot appears, and the codes of an example
+# storyboard.
 SLOTS = ("#d6455d", "#e5772e", "#d9a514", "#5fa544", "#2a9d8f", "#3f7fd0", "#7a5bc7", "#c0529f")
 CODES = (37, 102, 5, 88, 64, 19, 121, 73)
 TOKENS = 4  # tokens drawn for each slot
-STRAY_VOTES = {(1, 2): 4, (3, 0): 6, (4, 3): 0, (6, 1): 2}  # (slot, token) -> the slot whose code it chose instead
+STRAY_VOTES = {
+    (1, 2): 4,
+    (3, 0): 6,
+    (4, 3): 0,
+    (6, 1): 2,
+}  # (slot, token) -> the slot whose code it chose instead
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 2. The figure as data
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 STORY = write_story(10)
-LEFT, TOP, MIDDLE, BOTTOM = 40, 146, 448, 698  # the left margin, and the upper edge of each row of cards
+LEFT, TOP, MIDDLE, BOTTOM = (
+    40,
+    146,
+    448,
+    698,
+)  # the left margin, and the upper edge of each row of cards
 
 
 class Card(NamedTuple):
@@ -116,10 +127,26 @@ CARDS = {
         ("latent NLL", "-log p(z)"),
     ),
     "storyboard": Card(
-        440, MIDDLE, 1120, 184, "hero", "storyboard z  =  eight codes to read, pin and change", (), "chips"
+        440,
+        MIDDLE,
+        1120,
+        184,
+        "hero",
+        "storyboard z  =  eight codes to read, pin and change",
+        (),
+        "chips",
     ),
     "prompt": Card(LEFT, BOTTOM, 320, 210, "plain", "prompt", (), "prompt"),
-    "soft": Card(440, BOTTOM, 240, 210, "trained", "soft prompt", ("codes mapped to the", "LM's width"), "soft"),
+    "soft": Card(
+        440,
+        BOTTOM,
+        240,
+        210,
+        "trained",
+        "soft prompt",
+        ("codes mapped to the", "LM's width"),
+        "soft",
+    ),
     "lm": Card(
         755,
         BOTTOM,
@@ -164,9 +191,14 @@ ARROWS = (
     Arrow("flow", (("lm", "right", 0.4), ("diffusion", "left", 0.4)), "story", (1057, BOTTOM + 60)),
     Arrow("both", (("diffusion", "right", 0.4), ("picture", "left", 0.4))),
     Arrow("generation", (("prior", "right", 0.55), ("storyboard", "left", 0.55))),
-    Arrow("generation", (("prompt", "right", 0.5), (400, BOTTOM + 105), (400, MIDDLE + 148), (440, MIDDLE + 148))),
+    Arrow(
+        "generation",
+        (("prompt", "right", 0.5), (400, BOTTOM + 105), (400, MIDDLE + 148), (440, MIDDLE + 148)),
+    ),
     Arrow("gradient", (("lm", "left", 0.66), ("soft", "right", 0.66))),
-    Arrow("gradient", ((586, BOTTOM), (586, MIDDLE + 184)), "back through the frozen LM", (732, 665)),
+    Arrow(
+        "gradient", ((586, BOTTOM), (586, MIDDLE + 184)), "back through the frozen LM", (732, 665)
+    ),
     Arrow("gradient", ((1417, MIDDLE), ("vote", "bottom", 0.58))),
     Arrow(
         "gradient",
@@ -200,9 +232,9 @@ LEGEND = (
     (1338, "stroke", "generation", "at generation only"),
 )
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 3. Brush: Pillow in the units of the finished picture
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 class Brush:
@@ -213,18 +245,30 @@ class Brush:
 
     def box(self, x, y, w, h, fill, edge=None, radius=6, width=2):
         corners = [round(v * SCALE) for v in (x, y, x + w, y + h)]
-        self.draw.rounded_rectangle(corners, round(radius * SCALE), fill, edge, round(width * SCALE))
+        self.draw.rounded_rectangle(
+            corners, round(radius * SCALE), fill, edge, round(width * SCALE)
+        )
 
     def line(self, points, colour, width=2.0):
-        self.draw.line([(x * SCALE, y * SCALE) for x, y in points], colour, round(width * SCALE), joint="curve")
+        self.draw.line(
+            [(x * SCALE, y * SCALE) for x, y in points], colour, round(width * SCALE), joint="curve"
+        )
 
     def polygon(self, points, colour):
         self.draw.polygon([(x * SCALE, y * SCALE) for x, y in points], colour)
 
     def text(self, x, y, words, size=BODY, colour=INK, anchor="lm", bold=False):
-        stroke = 0.35 * SCALE if bold else 0  # the built-in font has one weight: an outline makes the other
+        stroke = (
+            0.35 * SCALE if bold else 0
+        )  # the built-in font has one weight: an outline makes the other
         self.draw.text(
-            (x * SCALE, y * SCALE), words, colour, self.font(size), anchor, stroke_width=stroke, stroke_fill=colour
+            (x * SCALE, y * SCALE),
+            words,
+            colour,
+            self.font(size),
+            anchor,
+            stroke_width=stroke,
+            stroke_fill=colour,
         )
 
     def width_of(self, words, size=BODY) -> float:
@@ -241,7 +285,9 @@ class Brush:
         mask = Image.new("L", (side, side), 0)
         ImageDraw.Draw(mask).rounded_rectangle((0, 0, side - 1, side - 1), radius * SCALE, 255)
         self.image.paste(
-            picture.resize((side, side), Image.Resampling.LANCZOS), (round(x * SCALE), round(y * SCALE)), mask
+            picture.resize((side, side), Image.Resampling.LANCZOS),
+            (round(x * SCALE), round(y * SCALE)),
+            mask,
         )
 
     def hatch(self, x, y, w, h, colour, radius, gap=11):
@@ -257,12 +303,18 @@ class Brush:
 
     def snowflake(self, x, y, radius, colour):
         for arm in range(6):
-            across, down = math.cos(arm * math.pi / 3 + math.pi / 6), math.sin(arm * math.pi / 3 + math.pi / 6)
+            across, down = (
+                math.cos(arm * math.pi / 3 + math.pi / 6),
+                math.sin(arm * math.pi / 3 + math.pi / 6),
+            )
             self.line([(x, y), (x + radius * across, y + radius * down)], colour, 2)
             for turn in (-1, 1):
                 angle = arm * math.pi / 3 + math.pi / 6 + turn * math.pi / 4
                 root = (x + 0.55 * radius * across, y + 0.55 * radius * down)
-                tip = (root[0] + 0.38 * radius * math.cos(angle), root[1] + 0.38 * radius * math.sin(angle))
+                tip = (
+                    root[0] + 0.38 * radius * math.cos(angle),
+                    root[1] + 0.38 * radius * math.sin(angle),
+                )
                 self.line([root, tip], colour, 2)
 
 
@@ -277,9 +329,9 @@ def wrap(brush, words: str, width: float, size=BODY) -> list[str]:
     return lines
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 4. Icons: each fills the box (x, y, w, h), which is the part of its card that the text leaves free
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def row_of(count: int, x: float, w: float, gap: float) -> tuple[list[float], float]:
@@ -315,12 +367,15 @@ def draw_codebook(brush, x, y, w, h):
 
 
 def draw_votes(brush, x, y, w, h):
-    """The codes that the tokens chose, eight chunks of them; a few tokens disagree with their chunk."""
+    """The codes that the tokens chose, eight chunks of them; a few tokens disagree with their
+    chunk."""
     columns, width = row_of(len(SLOTS), x, w, 12)
     rows, height = row_of(TOKENS, y, h, 4)
     for slot, left in enumerate(columns):
         for token, top in enumerate(rows):
-            brush.box(left, top, width, height, SLOTS[STRAY_VOTES.get((slot, token), slot)], radius=4)
+            brush.box(
+                left, top, width, height, SLOTS[STRAY_VOTES.get((slot, token), slot)], radius=4
+            )
 
 
 def draw_chips(brush, x, y, w, h):
@@ -386,9 +441,9 @@ ICONS = {
     "picture": draw_picture,
 }
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 5. Cards and arrows
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 PADDING, RADIUS, TAG_HEIGHT, HEAD = 18, 16, 56, 13
 
@@ -398,7 +453,9 @@ def draw_card(brush, card: Card):
     brush.box(card.x, card.y, card.w, card.h, look.fill, radius=RADIUS)
     if look.hatched:
         brush.hatch(card.x, card.y, card.w, card.h, "#cbdff0", RADIUS)
-    brush.box(card.x, card.y, card.w, card.h, None, look.edge, RADIUS, 3.5 if card.look == "hero" else 2.5)
+    brush.box(
+        card.x, card.y, card.w, card.h, None, look.edge, RADIUS, 3.5 if card.look == "hero" else 2.5
+    )
     brush.text(card.x + PADDING, card.y + 28, card.title, TITLE, bold=True)
     if look.hatched:
         brush.snowflake(card.x + card.w - 24, card.y + 26, 13, "#2f6f9f")
@@ -451,7 +508,9 @@ def dashes(points, length: float, gap: float):
 def draw_head(brush, start, end, colour):
     (x, y), back = end, shorten(start, end, HEAD)
     across, down = (y - back[1]) * 0.52, (back[0] - x) * 0.52
-    brush.polygon([(x, y), (back[0] + across, back[1] + down), (back[0] - across, back[1] - down)], colour)
+    brush.polygon(
+        [(x, y), (back[0] + across, back[1] + down), (back[0] - across, back[1] - down)], colour
+    )
 
 
 def draw_path(brush, kind: str, points):
@@ -487,13 +546,14 @@ def draw_legend(brush, y: float):
         brush.text(x + 40, y, words, SMALL)
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 6. The picture
-# ------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def draw_architecture() -> Image.Image:
-    """The figure, RGBA (HEIGHT, WIDTH): a light card with clear corners, for light and for dark pages."""
+    """The figure, RGBA (HEIGHT, WIDTH): a light card with clear corners, for light and for dark
+    pages."""
     brush = Brush()
     brush.box(1, 1, WIDTH - 2, HEIGHT - 2, PAPER, EDGE, 28)
     brush.text(LEFT, 54, "StoryDiffusion", 38, bold=True)

@@ -46,7 +46,7 @@ def overflow_once(step: int = 3) -> None:
 
     def poisoned(self, what, value, losses, batch):
         if self.step + 1 == step and what == "loss":
-            weight = self.model.soft_prompt.straight.weight
+            weight = self.model.soft_prompt.linear.weight
             weight.register_hook(lambda gradient: gradient * torch.inf)
         return backward(self, what, value, losses, batch)
 
@@ -55,8 +55,8 @@ def overflow_once(step: int = 3) -> None:
 
 def slow_steps() -> None:
     """A step takes seconds."""
-    noise = sgm.Trainer.noise
-    sgm.Trainer.noise = lambda self: (time.sleep(3), noise(self))[1]
+    noise = sgm.Trainer.noise_generator
+    sgm.Trainer.noise_generator = lambda self: (time.sleep(3), noise(self))[1]
 
 
 def small_files(kilobytes: int) -> None:
@@ -75,13 +75,18 @@ def processor_with_bf16() -> None:
     sgm.cpu_has_bf16 = lambda: True
 
 
-FAULTS = {"bf16": processor_with_bf16, "overflow": overflow_once, "slow": slow_steps, "double": double_precision}
+FAULTS = {
+    "bf16": processor_with_bf16,
+    "overflow": overflow_once,
+    "slow": slow_steps,
+    "double": double_precision,
+}
 FAULTS |= {f"files of {size} kB": partial(small_files, size) for size in (3, 100)}
 
 
 def note_steps(log: Path, pulse) -> None:
     """Every step is told to the parent, and the stories that it read go to the log."""
-    noise, check = sgm.Trainer.noise, sgm.Trainer.check_finite
+    noise, check = sgm.Trainer.noise_generator, sgm.Trainer.check_finite
 
     def counted(self):
         pulse.value = self.step
@@ -95,7 +100,7 @@ def note_steps(log: Path, pulse) -> None:
                 file.write(json.dumps(line) + "\n")
         return check(self, what, value, losses, batch)
 
-    sgm.Trainer.noise, sgm.Trainer.check_finite = counted, noted
+    sgm.Trainer.noise_generator, sgm.Trainer.check_finite = counted, noted
 
 
 def note_codebook(log: Path) -> None:
@@ -110,7 +115,9 @@ def note_codebook(log: Path) -> None:
 
     def hashed(self):
         model = fit(self)
-        digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values()))
+        digest = hashlib.sha256(
+            b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
+        )
         Path(f"{log}.weights.{rank}").write_text(digest.hexdigest())
         return model
 
@@ -119,10 +126,16 @@ def note_codebook(log: Path) -> None:
 
 def note_writes(log: Path) -> None:
     """Every file that is opened for writing goes to the log."""
-    notes = os.open(f"{log}.writes.{os.environ.get('RANK', 0)}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    notes = os.open(
+        f"{log}.writes.{os.environ.get('RANK', 0)}", os.O_CREAT | os.O_WRONLY | os.O_APPEND
+    )
 
     def hook(event: str, arguments: tuple):
-        if event == "open" and isinstance(arguments[0], str) and set(arguments[1] or "") & set("wax+"):
+        if (
+            event == "open"
+            and isinstance(arguments[0], str)
+            and set(arguments[1] or "") & set("wax+")
+        ):
             os.write(notes, (arguments[0] + "\n").encode())
 
     sys.addaudithook(hook)
@@ -199,8 +212,15 @@ def together(argv: list[str], log: Path, count: int = 2, fault: str = "") -> lis
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = dict(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
-    shared |= dict(OMP_NUM_THREADS="1")  # or accelerate sets as many as there are cores, for each of the processes
+    shared = dict(
+        WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        ACCELERATE_USE_CPU="true",
+    )
+    shared |= dict(
+        OMP_NUM_THREADS="1"
+    )  # or accelerate sets as many as there are cores, for each of the processes
     return [
         Child(argv, Path(f"{log}{rank}"), fault, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
         for rank in range(count)

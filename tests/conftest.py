@@ -21,7 +21,9 @@ WORDS = VOCABULARY.split()
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "check(name): a line of the robustness table, which `pytest -m check` prints")
+    config.addinivalue_line(
+        "markers", "check(name): a line of the robustness table, which `pytest -m check` prints"
+    )
 
 
 def pytest_collection_modifyitems(items):
@@ -50,18 +52,25 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def make_stories(count: int, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=rng.randint(12, 30))).capitalize() + "." for _ in range(count)]
+    return [
+        " ".join(rng.choices(WORDS, k=rng.randint(12, 30))).capitalize() + "." for _ in range(count)
+    ]
 
 
 def make_lm(folder: Path, embd: int = 16) -> Path:
-    """A GPT-2 of two layers with dropout on, so that a frozen model in train mode would be noticed."""
+    """A GPT-2 of two layers with dropout on, so that a frozen model in train mode would be
+    noticed."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(make_stories(100), vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False)
+    bpe.train_from_iterator(
+        make_stories(100), vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False
+    )
     end = "<|endoftext|>"
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end
+    )
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=len(tokenizer), n_embd=embd, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.5,
@@ -75,8 +84,14 @@ def make_lm(folder: Path, embd: int = 16) -> Path:
 
 
 def make_diffusion(folder: Path, prediction_type: str = "epsilon") -> Path:
-    """A Stable Diffusion of a few thousand parameters, 32 px, with its own tokenizer: every letter is a token."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    """A Stable Diffusion of a few thousand parameters, 32 px, with its own tokenizer: every letter
+    is a token."""
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +100,9 @@ def make_diffusion(folder: Path, prediction_type: str = "epsilon") -> Path:
     vocab = {token: i for i, token in enumerate(tokens)}
     (folder / "vocab.json").write_text(json.dumps(vocab))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=20)
+    tokenizer = CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=20
+    )
     torch.manual_seed(0)
     start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
     text = CLIPTextConfig(
@@ -102,18 +119,29 @@ def make_diffusion(folder: Path, prediction_type: str = "epsilon") -> Path:
         cross_attention_dim=16, attention_head_dim=4,
     )  # fmt: skip
     scheduler = DDIMScheduler(
-        prediction_type=prediction_type, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        prediction_type=prediction_type,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
     )
     pipeline = StableDiffusionPipeline(
-        vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+        vae,
+        CLIPTextModel(text),
+        tokenizer,
+        unet,
+        scheduler,
+        None,
+        None,
+        requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
     return folder
 
 
 def make_data(root: Path, train: int = 24, val: int = 6, panels: int = 2) -> Path:
-    """A data folder in the project's layout; every panel has a picture of its own. In both splits the first story has
-    fewer tokens than there are slots, and the second more than the tiny model's context."""
+    """A data folder in the project's layout; every panel has a picture of its own. In both splits
+    the first story has fewer tokens than there are slots, and the second more than the tiny model's
+    context."""
     from PIL import Image
 
     for split, count in (("train", train), ("val", val)):
@@ -124,11 +152,22 @@ def make_data(root: Path, train: int = 24, val: int = 6, panels: int = 2) -> Pat
             parts = []
             for panel in range(panels):
                 path = f"images/{number:06d}_{panel}.png"
-                Image.new("RGB", (40, 36), (number * 9 % 256, panel * 90, 120)).save(root / split / path)
+                Image.new("RGB", (40, 36), (number * 9 % 256, panel * 90, 120)).save(
+                    root / split / path
+                )
                 parts.append({"text": story[panel::panels], "image_path": path})
             prompt = " ".join(story.split()[:4])
-            lines.append({"prompt": prompt, "story": story, "image_path": parts[-1]["image_path"], "panels": parts})
-        (root / split / "stories.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            lines.append(
+                {
+                    "prompt": prompt,
+                    "story": story,
+                    "image_path": parts[-1]["image_path"],
+                    "panels": parts,
+                }
+            )
+        (root / split / "stories.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines)
+        )
     return root
 
 
@@ -160,7 +199,8 @@ def data_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_config(lm_folder, diffusion_folder, data_folder, tmp_path_factory):
-    """A maker of configurations on the tiny models that train in seconds, each with an output folder of its own."""
+    """A maker of configurations on the tiny models that train in seconds, each with an output
+    folder of its own."""
     import story_generative_model as sgm
 
     def make(**changes) -> sgm.Config:
@@ -203,7 +243,7 @@ def model(config, lm, diffusion, data_folder):
 
     torch.manual_seed(0)
     model = sgm.StoryModel(config, lm, diffusion).train()
-    model.start_codebook([row.story for row in sgm.read_rows(str(data_folder), "train")])
+    model.init_codebook([row.story for row in sgm.read_rows(str(data_folder), "train")])
     return model.eval()
 
 
@@ -213,13 +253,16 @@ def batch(config, lm, diffusion, data_folder) -> dict:
     import story_generative_model as sgm
 
     rows = sgm.read_rows(str(data_folder), "train", 4)
-    dataset = sgm.StoryDataset(rows, data_folder / "train", lm.tokenizer, 55, diffusion.resolution, 0)
+    dataset = sgm.StoryDataset(
+        rows, data_folder / "train", lm.tokenizer, 55, diffusion.resolution, 0
+    )
     return sgm.collate([dataset[0, index, True] for index in range(4)], dataset.max_tokens)
 
 
 @pytest.fixture(scope="session")
 def trained(make_config):
-    """One finished run of six steps: its configuration, whose output_dir holds ckpt_3.pt and ckpt_6.pt."""
+    """One finished run of six steps: its configuration, whose output_dir holds ckpt_3.pt and
+    ckpt_6.pt."""
     import story_generative_model as sgm
 
     config = make_config()

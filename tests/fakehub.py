@@ -35,12 +35,15 @@ class Request(NamedTuple):
 
 
 class Hub:
-    """Serves `repos`, {"models/owner/name" or "datasets/owner/name": Repo}, while its `with` block runs."""
+    """Serves `repos`, {"models/owner/name" or "datasets/owner/name": Repo}, while its `with` block
+    runs."""
 
     def __init__(self, repos: dict[str, Repo]):
         self.repos = repos
         self.log: list[Request] = []
-        self.faults: list[Callable[[Handler], bool]] = []  # called with each request; True: it has been answered
+        self.faults: list[
+            Callable[[Handler], bool]
+        ] = []  # called with each request; True: it has been answered
 
     def __enter__(self):
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -66,7 +69,11 @@ class Hub:
 
 def client_env(endpoint: str, home: Path, **extra: str) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    return inherited | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"} | extra
+    return (
+        inherited
+        | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        | extra
+    )
 
 
 # What the hub says of a repository's files
@@ -75,7 +82,9 @@ def client_env(endpoint: str, home: Path, **extra: str) -> dict[str, str]:
 @functools.lru_cache(maxsize=1024)  # each request asks for them
 def names_of(data: bytes) -> tuple[str, str]:
     """What git and what LFS call a file of these bytes."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(), hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(), hashlib.sha256(
+        data
+    ).hexdigest()
 
 
 def commit_of(revision: str, files: dict[str, bytes]) -> str:
@@ -94,11 +103,17 @@ def file_entry(path: str, data: bytes) -> dict:
 
 
 def folder_entry(path: str) -> dict:
-    return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0}
+    return {
+        "type": "directory",
+        "path": path,
+        "oid": hashlib.sha1(path.encode()).hexdigest(),
+        "size": 0,
+    }
 
 
 def tree_entries(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict]:
-    """The entries below `folder` ("" is the root): its own, or with `recursive` those of all its folders."""
+    """The entries below `folder` ("" is the root): its own, or with `recursive` those of all its
+    folders."""
     prefix = f"{folder}/" if folder else ""
     entries = {}
     for path in sorted(path for path in files if path.startswith(prefix)):
@@ -126,7 +141,10 @@ class Handler(BaseHTTPRequestHandler):
         (re.compile(rf"/api/{KIND}/([^/]+/[^/]+)/tree/{REVISION}(?:/(.*))?"), "send_tree"),
         (re.compile(rf"/api/{KIND}/([^/]+/[^/]+)/paths-info/{REVISION}"), "send_paths_info"),
         (re.compile(rf"/api/{KIND}/{REPO}(?:/revision/{REVISION})?"), "send_info"),
-        (re.compile(rf"/(?:(datasets|spaces)/)?([^/]+/[^/]+)/resolve/{REVISION}/(.+)"), "send_file"),
+        (
+            re.compile(rf"/(?:(datasets|spaces)/)?([^/]+/[^/]+)/resolve/{REVISION}/(.+)"),
+            "send_file",
+        ),
     )
 
     def handle_request(self):
@@ -137,14 +155,18 @@ class Handler(BaseHTTPRequestHandler):
         try:
             for pattern, method in self.ROUTES:
                 if match := pattern.fullmatch(path):
-                    return getattr(self, method)(*(unquote(group) if group else None for group in match.groups()))
+                    return getattr(self, method)(
+                        *(unquote(group) if group else None for group in match.groups())
+                    )
             raise Missing("NotFound")
         except Missing as missing:
             self.send(404, b"{}", {"X-Error-Code": str(missing), "X-Error-Message": str(missing)})
 
     do_GET = do_HEAD = do_POST = handle_request
 
-    def find(self, kind: str | None, repo: str, revision: str | None) -> tuple[str, dict[str, bytes]]:
+    def find(
+        self, kind: str | None, repo: str, revision: str | None
+    ) -> tuple[str, dict[str, bytes]]:
         """(commit, files) of a revision given by its name or its commit."""
         revisions = self.server.hub.repos.get(f"{kind or 'models'}/{repo}")
         if revisions is None:
@@ -158,12 +180,22 @@ class Handler(BaseHTTPRequestHandler):
     def send_info(self, kind: str, repo: str, revision: str | None):
         commit, files = self.find(kind, repo, revision)
         siblings = [{"rfilename": path} for path in sorted(files)]
-        fixed = {"private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []}
+        fixed = {
+            "private": False,
+            "gated": False,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+        }
         self.send_json({"_id": "0" * 24, "id": repo, "sha": commit, "siblings": siblings, **fixed})
 
     def send_tree(self, kind: str, repo: str, revision: str, folder: str | None):
         _, files = self.find(kind, repo, revision)
-        recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() in ("true", "1")
+        recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() in (
+            "true",
+            "1",
+        )
         entries = tree_entries(files, folder or "", recursive)
         if folder and not entries:
             raise Missing("EntryNotFound")
@@ -190,7 +222,11 @@ class Handler(BaseHTTPRequestHandler):
         first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
         if first > last:
             return self.send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
-        self.send(206, data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
+        self.send(
+            206,
+            data[first : last + 1],
+            headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"},
+        )
 
     def create_repo(self):
         asked = json.loads(self.body)
@@ -205,7 +241,12 @@ class Handler(BaseHTTPRequestHandler):
         """Every file may come inside the commit."""
         files = json.loads(self.body)["files"]
         self.send_json(
-            {"files": [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in files]}
+            {
+                "files": [
+                    {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for one in files
+                ]
+            }
         )
 
     def commit(self, kind: str, repo: str, revision: str):
@@ -221,7 +262,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def send(self, status: int, body: bytes, headers: dict[str, str]):
-        self.server.hub.log.append(Request(self.command, unquote(self.path), self.headers.get("Range"), status))
+        self.server.hub.log.append(
+            Request(self.command, unquote(self.path), self.headers.get("Range"), status)
+        )
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
@@ -261,15 +304,26 @@ def m3it_pictures(count: int) -> list[bytes]:
 def m3it_rows(count: int) -> list[tuple[str | None, str]]:
     """(picture in base64, paragraph) of `count` rows."""
     paragraph = "Picture {} shows a plain colour. It is very small.  Nothing else is in it."
-    return [(base64.b64encode(picture).decode(), paragraph.format(i)) for i, picture in enumerate(m3it_pictures(count))]
+    return [
+        (base64.b64encode(picture).decode(), paragraph.format(i))
+        for i, picture in enumerate(m3it_pictures(count))
+    ]
 
 
-def m3it_repo(train=None, val=None, shards: int = 1, parquet: bool = True, rows_per_group: int = 2) -> Repo:
-    """M3IT's shape: a loading script and raw JSONL files on main, and the branch with parquet files of all subsets.
+def m3it_repo(
+    train=None, val=None, shards: int = 1, parquet: bool = True, rows_per_group: int = 2
+) -> Repo:
+    """M3IT's shape: a loading script and raw JSONL files on main, and the branch with parquet files
+    of all subsets.
 
-    `train` and `val` are lists like m3it_rows(); a split's rows are dealt in order to `shards` parquet files.
+    `train` and `val` are lists like m3it_rows(); a split's rows are dealt in order to `shards`
+    parquet files.
     """
-    splits = {"train": train or m3it_rows(6), "validation": val or m3it_rows(3), "test": m3it_rows(1)}
+    splits = {
+        "train": train or m3it_rows(6),
+        "validation": val or m3it_rows(3),
+        "test": m3it_rows(1),
+    }
     main = {"M3IT.py": b"import datasets\n", "README.md": b"---\nlicense: other\n---\n# M3IT\n"}
     branch = {".gitattributes": b"*.parquet filter=lfs\n"}
     for split, rows in splits.items():
@@ -283,7 +337,9 @@ def m3it_repo(train=None, val=None, shards: int = 1, parquet: bool = True, rows_
 
 
 def raw_file(rows) -> bytes:
-    lines = [{"image_str": picture, "input": "", "output": text, "meta": {}} for picture, text in rows]
+    lines = [
+        {"image_str": picture, "input": "", "output": text, "meta": {}} for picture, text in rows
+    ]
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
@@ -294,9 +350,65 @@ def parquet_file(rows, rows_per_group: int) -> bytes:
     columns = {
         "instruction": ["Describe the picture."] * len(rows),
         "inputs": [""] * len(rows),
-        "image_base64_str": pyarrow.array([[picture] for picture, _ in rows], pyarrow.list_(pyarrow.string())),
+        "image_base64_str": pyarrow.array(
+            [[picture] for picture, _ in rows], pyarrow.list_(pyarrow.string())
+        ),
         "outputs": pyarrow.array([text for _, text in rows], pyarrow.string()),
     }
     out = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table(columns), out, row_group_size=rows_per_group)
+    return out.getvalue()
+
+
+def data_repo(
+    splits: dict[str, list[dict]],
+    kind: str = "parquet",
+    config: str = "data",
+    shards: int = 1,
+    rows_per_group: int = 2,
+) -> Repo:
+    """A data set as people upload one: {split: rows} in files config/split-00000-of-00001.parquet
+    (or .jsonl), the pictures in parquet as the hub keeps them, {"bytes", "path"}, with the features
+    in the file's metadata."""
+    files = {"README.md": b"---\nlicense: mit\n---\n# Tales\n"}
+    for split, rows in splits.items():
+        size = -(-len(rows) // shards)
+        for shard in range(shards):
+            part = rows[shard * size : (shard + 1) * size]
+            data = json_file(part) if kind == "jsonl" else features_file(part, rows_per_group)
+            files[f"{config}/{split}-{shard:05d}-of-{shards:05d}.{kind}"] = data
+    return {"main": files}
+
+
+def json_file(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def features_file(rows: list[dict], rows_per_group: int) -> bytes:
+    """Rows as `Dataset.to_parquet` writes them: bytes, or lists of bytes, are pictures."""
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import Features, Image, List, Value
+
+    def feature(value):
+        if isinstance(value, list):
+            return List(feature(value[0]))
+        return (
+            Value("int64")
+            if isinstance(value, int)
+            else Value("string")
+            if isinstance(value, str)
+            else Image()
+        )
+
+    def stored(value):
+        if isinstance(value, list):
+            return [stored(one) for one in value]
+        return {"bytes": value, "path": None} if isinstance(value, bytes) else value
+
+    features = Features({name: feature(value) for name, value in rows[0].items()})
+    columns = {name: [stored(row[name]) for row in rows] for name in rows[0]}
+    table = pyarrow.table(columns, schema=features.arrow_schema)
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(table, out, row_group_size=rows_per_group)
     return out.getvalue()

@@ -20,7 +20,11 @@ def refused(path: Path) -> str:
     """The message with which a file is refused as a checkpoint."""
     with pytest.raises(sgm.StoryError) as error:
         sgm.load_checkpoint(path)
-    assert error.value.code == 2 and str(path) in str(error.value) and "weights_only" not in str(error.value)
+    assert (
+        error.value.code == 2
+        and str(path) in str(error.value)
+        and "weights_only" not in str(error.value)
+    )
     return str(error.value)
 
 
@@ -33,7 +37,9 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 
 def test_a_newer_program_s_extra_settings_are_ignored(tmp_path):
-    sgm.save_checkpoint(tmp_path / "ckpt_5.pt", small() | {"config": {"num_codes": 8, "of_another_time": 1}})
+    sgm.save_checkpoint(
+        tmp_path / "ckpt_5.pt", small() | {"config": {"num_codes": 8, "of_another_time": 1}}
+    )
     assert sgm.load_checkpoint(tmp_path / "ckpt_5.pt")["config"].num_codes == 8
 
 
@@ -46,7 +52,9 @@ def damaged_files(whole: bytes) -> dict[str, bytes]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["truncated", "one byte short", "flipped bit", "html", "empty", "old format"])
+@pytest.mark.parametrize(
+    "kind", ["truncated", "one byte short", "flipped bit", "html", "empty", "old format"]
+)
 def test_a_damaged_file_is_refused(tmp_path, kind):
     path = tmp_path / "ckpt_5.pt"
     sgm.save_checkpoint(path, small())
@@ -55,7 +63,8 @@ def test_a_damaged_file_is_refused(tmp_path, kind):
 
 
 def test_whatever_byte_is_damaged_nothing_else_is_loaded(tmp_path):
-    """Each byte in turn: refused in one line, or of no consequence (padding, dates), or merely renamed."""
+    """Each byte in turn: refused in one line, or of no consequence (padding, dates), or merely
+    renamed."""
     path = tmp_path / "ckpt_5.pt"
     sgm.save_checkpoint(path, small())
     whole, taken = path.read_bytes(), 0
@@ -67,7 +76,10 @@ def test_whatever_byte_is_damaged_nothing_else_is_loaded(tmp_path):
             assert error.code == 2 and str(path) in str(error)
             continue
         taken += 1
-        assert torch.equal(loaded["model"]["weight"], small()["model"]["weight"]) and loaded["step"] == 5
+        assert (
+            torch.equal(loaded["model"]["weight"], small()["model"]["weight"])
+            and loaded["step"] == 5
+        )
     assert taken < len(whole) / 3 * 0.9
 
 
@@ -122,7 +134,9 @@ def test_a_full_disk_leaves_the_older_file_and_no_part(tmp_path):
             sgm.save_checkpoint(path, small() | {"model": {"weight": torch.zeros(100_000)}})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["ckpt_5.pt"]
+    assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == [
+        "ckpt_5.pt"
+    ]
 
 
 @pytest.mark.parametrize("limit, kept", [(0, 5), (1, 2), (2, 2), (3, 3), (9, 5)])
@@ -142,21 +156,29 @@ def test_rotation_keeps_the_newest_and_two_at_the_least(tmp_path, limit, kept):
 
 
 @pytest.mark.check("a checkpoint loads with plain torch.load(weights_only=True)")
-def test_it_holds_the_trained_tensors_alone_and_any_torch_reads_it(trained, checkpoint, lm, diffusion):
+def test_it_holds_the_trained_tensors_alone_and_any_torch_reads_it(
+    trained, checkpoint, lm, diffusion
+):
     path = Path(trained.output_dir) / "ckpt_6.pt"
     plain = torch.load(path, weights_only=True)
-    assert set(plain) == {*sgm.CHECKPOINT_KEYS, *sgm.RESUME_KEYS} and plain["config"] == vars(trained)
+    assert set(plain) == {*sgm.CHECKPOINT_KEYS, *sgm.RESUME_KEYS} and plain["config"] == vars(
+        trained
+    )
     model = sgm.StoryModel(trained, lm, diffusion)
     assert set(plain["model"]) == set(model.state_dict())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert path.stat().st_size <= 12 * parameters + 1_000_000
     assert zipfile.ZipFile(path).testzip() is None
     saved = sgm.load_model(checkpoint, checkpoint["config"], torch.device("cpu"), torch.float32)
-    assert all(torch.equal(tensor, plain["model"][name]) for name, tensor in saved.state_dict().items())
+    assert all(
+        torch.equal(tensor, plain["model"][name]) for name, tensor in saved.state_dict().items()
+    )
     assert not saved.training and saved.encoder.quantizer.updates > 0
 
 
 def test_a_checkpoint_of_another_shape_is_refused(checkpoint, make_config):
     with pytest.raises(sgm.StoryError, match=r"ckpt_6\.pt does not fit") as error:
-        sgm.load_model(checkpoint, make_config(num_codes=9), torch.device("cpu"), torch.float32, paints=False)
+        sgm.load_model(
+            checkpoint, make_config(num_codes=9), torch.device("cpu"), torch.float32, paints=False
+        )
     assert error.value.code == 2

@@ -25,28 +25,62 @@ def ckpt(trained) -> str:
     return str(Path(trained.output_dir) / "ckpt_6.pt")
 
 
-def test_generate_from_a_checkpoint_writes_what_the_function_writes(ckpt, checkpoint, tmp_path, capsys):
+def test_generate_from_a_checkpoint_writes_what_the_function_writes(
+    ckpt, checkpoint, tmp_path, capsys
+):
     path = tmp_path / "fox.png"
-    sgm.main(["generate", "--prompt", "The red fox", "--ckpt", ckpt, "--output", str(path), "--seed", "4"])
+    sgm.main(
+        [
+            "generate",
+            "--prompt",
+            "The red fox",
+            "--ckpt",
+            ckpt,
+            "--output",
+            str(path),
+            "--seed",
+            "4",
+        ]
+    )
     told = capsys.readouterr()
-    config = dataclasses.replace(checkpoint["config"], prompt="The red fox", seed=4, output=str(tmp_path / "b.png"))
+    config = dataclasses.replace(
+        checkpoint["config"], prompt="The red fox", seed=4, output=str(tmp_path / "b.png")
+    )
     assert told.out == sgm.generate(config, checkpoint)[0].story + "\n"
     assert path.read_bytes() == (tmp_path / "b.png").read_bytes() and "embedded" not in told.err
 
 
 def test_a_flag_wins_over_the_checkpoint_which_wins_over_the_preset(ckpt, trained, monkeypatch):
     seen = []
-    monkeypatch.setattr(sgm, "generate", lambda config, checkpoint, given: seen.append((config, checkpoint["step"])))
-    sgm.main(["generate", "--prompt", "x", "--ckpt", ckpt, "--temperature", "1.0", "--max_new_tokens", "5"])
+    monkeypatch.setattr(
+        sgm, "generate", lambda config, checkpoint, given: seen.append((config, checkpoint["step"]))
+    )
+    sgm.main(
+        [
+            "generate",
+            "--prompt",
+            "x",
+            "--ckpt",
+            ckpt,
+            "--temperature",
+            "1.0",
+            "--max_new_tokens",
+            "5",
+        ]
+    )
     config, step = seen[0]
     given = dict(prompt="x", ckpt=ckpt, temperature=1.0, max_new_tokens=5)
     assert config == dataclasses.replace(trained, **given) and step == 6
 
 
-def test_generate_without_a_checkpoint_says_that_it_uses_the_embedded_one(tmp_path, monkeypatch, capsys):
+def test_generate_without_a_checkpoint_says_that_it_uses_the_embedded_one(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     prompt = "A shy blue owl looks for a lost star"
-    sgm.main(["generate", "--prompt", prompt, "--num_inference_steps", "2", "--max_new_tokens", "60"])
+    sgm.main(
+        ["generate", "--prompt", prompt, "--num_inference_steps", "2", "--max_new_tokens", "60"]
+    )
     told = capsys.readouterr()
     assert "embedded" in told.err and "assets/storyworld/storyboard.pt" in told.err
     assert told.out.startswith(prompt) and len(told.out) > len(prompt) + 20
@@ -60,12 +94,17 @@ def test_evaluate_prints_its_table(ckpt, trained, tmp_path, capsys):
     sgm.main(["evaluate", "--ckpt", ckpt, "--max_val_samples", "3", "--output", str(output)])
     told = capsys.readouterr()
     assert told.out.startswith(f"3 stories of {trained.data_root}/val")
-    assert all(name in told.out for name in ("text_nll.true", "bits_returned", "elbo", "diffusion_nll.true"))
+    assert all(
+        name in told.out
+        for name in ("text_nll.true", "bits_returned", "elbo", "diffusion_nll.true")
+    )
     assert output.is_file()
 
 
 def test_train_from_flags_trains(make_config, monkeypatch):
-    config = make_config(seed=7, gradient_checkpointing=True, num_storyboards=32)  # 32: no flag of train
+    config = make_config(
+        seed=7, gradient_checkpointing=True, num_storyboards=32
+    )  # 32: no flag of train
     seen = []
     monkeypatch.setattr(sgm, "train", seen.append)
     sgm.main(as_flags(config))

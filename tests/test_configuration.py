@@ -78,23 +78,45 @@ def test_a_program_that_builds_a_bad_config_gets_the_same_error():
     assert error.value.code == 2
 
 
-@pytest.mark.parametrize("argv, status", [(["train", "--help"], 0), (["train", "--num_codes", "1"], 2)])
+@pytest.mark.parametrize(
+    "argv, status", [(["train", "--help"], 0), (["train", "--num_codes", "1"], 2)]
+)
 def test_help_and_a_slip_are_answered_without_importing_torch(argv, status):
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", PROGRAM, *argv], capture_output=True, text=True, timeout=60
+        [sys.executable, "-X", "importtime", PROGRAM, *argv],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == status and "Traceback" not in done.stderr
     imported = set(re.findall(r"\|\s+([\w.]+)$", done.stderr, re.M))
-    assert "argparse" in imported and not imported & {"torch", "numpy", "transformers", "diffusers", "PIL"}
+    assert "argparse" in imported and not imported & {
+        "torch",
+        "numpy",
+        "transformers",
+        "diffusers",
+        "PIL",
+    }
     if status:
-        assert done.stdout == "" and done.stderr.strip().endswith("--num_codes must be at least 2, got 1")
+        assert done.stdout == "" and done.stderr.strip().endswith(
+            "--num_codes must be at least 2, got 1"
+        )
     else:
         assert "--num_codes" in done.stdout and "default: 4096" in done.stdout
 
 
 def test_the_two_original_commands_parse():
     command, config, _ = sgm.parse_args(["train", "--mixed_precision", "fp16"])
-    assert (command, config.mixed_precision, config.lm_model) == ("train", "fp16", "openai-community/gpt2-xl")
+    assert (command, config.mixed_precision, config.lm_model) == (
+        "train",
+        "fp16",
+        "openai-community/gpt2-xl",
+    )
     prompt, path = "Build a Disney park on the moon", "checkpoints/story_gen/ckpt_10000.pt"
     command, config, given = sgm.parse_args(["generate", "--prompt", prompt, "--ckpt", path])
-    assert (command, config.prompt, config.ckpt, given) == ("generate", prompt, path, {"prompt", "ckpt"})
+    assert (command, config.prompt, config.ckpt, given) == (
+        "generate",
+        prompt,
+        path,
+        {"prompt", "ckpt"},
+    )

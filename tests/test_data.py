@@ -31,9 +31,9 @@ def write_rows(folder, *lines):
 @pytest.mark.parametrize(
     "bad",
     [
-        b"{not json", b'"text"', b"[]", b"5", b"null", without("prompt"), without("story"), without("image_path"),
+        b"{not json", b'"text"', b"[]", b"5", b"null", without("prompt"), without("story"), GOOD | {"image_path": ""},
         GOOD | {"story": "  "}, GOOD | {"story": 7}, GOOD | {"prompt": None}, GOOD | {"image_path": ["a.png"]},
-        GOOD | {"panels": [{"text": "x"}]}, GOOD | {"panels": ["x"]}, GOOD | {"panels": "x"}, GOOD | {"panels": 5},
+        GOOD | {"panels": [{"text": "x", "image_path": 5}]}, GOOD | {"panels": [{}]}, GOOD | {"panels": ["x"]}, GOOD | {"panels": "x"}, GOOD | {"panels": 5},
         b'{"prompt": "\xff"}',
     ],
 )  # fmt: skip
@@ -51,6 +51,14 @@ def test_a_row_without_panels_is_one_panel(tmp_path):
     assert (row.prompt, row.story, row.factors) == ("The fox", "The fox sat.", {})
 
 
+def test_a_picture_is_optional(tmp_path):
+    """Rows and panels without one teach the text alone."""
+    mixed = GOOD | {"panels": [{"text": "The fox"}, {"text": "sat.", "image_path": "b.png"}]}
+    rows = sgm.read_rows(write_rows(tmp_path, without("image_path"), mixed), "train")
+    assert rows[0].panels == (sgm.Panel("The fox sat.", ""),) and rows[0].pictured == []
+    assert rows[1].pictured == [sgm.Panel("sat.", "b.png")]
+
+
 def test_a_limit_reads_no_further(tmp_path):
     assert len(sgm.read_rows(write_rows(tmp_path, GOOD, GOOD, b"{"), "train", 2)) == 2
 
@@ -61,8 +69,13 @@ def test_rows_are_found_wherever_blocks_of_the_file_end(tmp_path, monkeypatch, b
     root = write_rows(tmp_path, *[GOOD | {"story": story} for story in stories])
     monkeypatch.setattr(sgm, "READ_BLOCK", block)
     rows = sgm.read_rows(root, "train")
-    assert [row.story for row in rows] == stories and [row.story for row in rows[-2:]] == stories[-2:]
-    assert rows.digest == hashlib.sha256((tmp_path / "train" / "stories.jsonl").read_bytes()).hexdigest()
+    assert [row.story for row in rows] == stories and [row.story for row in rows[-2:]] == stories[
+        -2:
+    ]
+    assert (
+        rows.digest
+        == hashlib.sha256((tmp_path / "train" / "stories.jsonl").read_bytes()).hexdigest()
+    )
     with pytest.raises(IndexError):
         rows[9]
 
@@ -92,7 +105,7 @@ def test_no_file_and_no_rows_say_what_to_do(tmp_path):
 
 
 def load(path, resolution: int, where: str = "row"):
-    return sgm.load_picture(path.parent, path.name, resolution, where)
+    return sgm.load_image(path.parent, path.name, resolution, where)
 
 
 def picture_file(tmp_path, mode: str, kind: str, **options):
@@ -166,17 +179,27 @@ def test_a_missing_picture_is_named_with_its_row(tmp_path):
 @pytest.fixture(scope="module")
 def dataset(data_folder, lm):
     rows = sgm.read_rows(str(data_folder), "train")
-    return sgm.StoryDataset(rows, data_folder / "train", lm.tokenizer, max_tokens=40, resolution=16, seed=3)
+    return sgm.StoryDataset(
+        rows, data_folder / "train", lm.tokenizer, max_tokens=40, resolution=16, seed=3
+    )
 
 
 def test_the_panel_is_a_function_of_seed_epoch_and_index(dataset):
-    chosen = [[dataset[epoch, index, True]["panel"]["text"] for index in range(24)] for epoch in range(3)]
-    assert chosen == [[dataset[epoch, index, True]["panel"]["text"] for index in range(24)] for epoch in range(3)]
+    chosen = [
+        [dataset[epoch, index, True]["panel"]["text"] for index in range(24)] for epoch in range(3)
+    ]
+    assert chosen == [
+        [dataset[epoch, index, True]["panel"]["text"] for index in range(24)] for epoch in range(3)
+    ]
     assert chosen[0] != chosen[1] != chosen[2]
     for index in range(24):
         item = dataset[0, index, True]
-        panel = next(panel for panel in dataset.rows[index].panels if panel.text == item["panel"]["text"])
-        assert torch.equal(item["panel"]["pixels"], sgm.load_picture(dataset.folder, panel.image_path, 16, ""))
+        panel = next(
+            panel for panel in dataset.rows[index].panels if panel.text == item["panel"]["text"]
+        )
+        assert torch.equal(
+            item["panel"]["pixels"], sgm.load_image(dataset.folder, panel.image_path, 16, "")
+        )
 
 
 def test_a_story_beyond_the_context_is_cut_and_marked(dataset):
@@ -192,9 +215,17 @@ def test_collate_masks_padding_alone(dataset):
     for row, item in enumerate(items):
         length = len(item["tokens"])
         assert batch["tokens"][row, :length].tolist() == item["tokens"]
-        assert batch["mask"][row].tolist() == [True] * length + [False] * (batch["mask"].shape[1] - length)
-    assert batch["mask"].dtype == torch.bool and batch["mask"].shape == (4, 40)  # the longest that fits
-    assert sgm.collate(items[:1], 40)["mask"].shape == (1, -(-len(items[0]["tokens"]) // 16) * 16)  # else few lengths
+        assert batch["mask"][row].tolist() == [True] * length + [False] * (
+            batch["mask"].shape[1] - length
+        )
+    assert batch["mask"].dtype == torch.bool and batch["mask"].shape == (
+        4,
+        40,
+    )  # the longest that fits
+    assert sgm.collate(items[:1], 40)["mask"].shape == (
+        1,
+        -(-len(items[0]["tokens"]) // 16) * 16,
+    )  # else few lengths
     assert batch["cut"].tolist() == [False, True, False, False]
     assert batch["painted"] == [0, 1] and len(batch["panels"]["text"]) == 2
     assert [pixels.shape for pixels in batch["panels"]["pixels"]] == [(3, 16, 16)] * 2
@@ -234,19 +265,34 @@ def test_two_ranks_read_one_stream_between_them():
 
 def test_a_batch_may_be_larger_than_the_data():
     keys = read(sgm.StoryBatches(size=3, batch=7, pictures=7, seed=0), 1)[0]
-    assert sorted(index for epoch, index, _ in keys if epoch < 2) == [0, 0, 1, 1, 2, 2] and keys[6][0] == 2
+    assert (
+        sorted(index for epoch, index, _ in keys if epoch < 2) == [0, 0, 1, 1, 2, 2]
+        and keys[6][0] == 2
+    )
 
 
 def test_seeded_draws_depend_on_every_number_and_on_nothing_else():
-    draws = {numbers: torch.rand((), generator=sgm.seeded(*numbers)).item() for numbers in [(0, 1), (1, 0), (0, 1, 0)]}
-    assert len(set(draws.values())) == 3
+    def draw(*key) -> float:
+        return torch.rand((), generator=sgm.make_generator(*key)).item()
+
+    keys = [
+        (seed, stream, *rest)
+        for seed in (0, 1)
+        for stream in sgm.Stream
+        for rest in ((), (0,), (1,))
+    ]
+    draws = {key: draw(*key) for key in keys}
+    assert len(set(draws.values())) == len(keys)  # no two streams meet
     torch.manual_seed(9)
-    assert draws[0, 1] == torch.rand((), generator=sgm.seeded(0, 1)).item()
+    assert draws == {key: draw(*key) for key in keys}
 
 
 def test_pictures_come_with_every_nth_batch_alone():
-    """Of each process, whatever the position it starts from: a picture that nobody scores is not read."""
+    """Of each process, whatever the position it starts from: a picture that nobody scores is not
+    read."""
     for rank in range(2):
         batches = iter(sgm.StoryBatches(20, 4, 2, seed=0, position=16, rank=rank, ranks=2, every=3))
         with_pictures = [[key[2] for key in next(batches)] for _ in range(6)]
-        assert with_pictures == [[True, True, False, False] if number % 3 == 0 else [False] * 4 for number in range(6)]
+        assert with_pictures == [
+            [True, True, False, False] if number % 3 == 0 else [False] * 4 for number in range(6)
+        ]

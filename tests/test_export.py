@@ -34,7 +34,10 @@ def test_the_folder_holds_the_trained_tensors_their_configuration_and_a_card(exp
 def test_a_folder_generates_what_its_checkpoint_generates(exported, checkpoint, tmp_path):
     settings = dict(prompt="The red fox", output=str(tmp_path / "a.png"))
     again = sgm.load_checkpoint(exported)
-    results = [sgm.generate(dataclasses.replace(one["config"], **settings), one)[0] for one in (checkpoint, again)]
+    results = [
+        sgm.generate(dataclasses.replace(one["config"], **settings), one)[0]
+        for one in (checkpoint, again)
+    ]
     assert results[0].story == results[1].story and results[0].storyboard == results[1].storyboard
 
 
@@ -61,14 +64,34 @@ def test_pushed_to_the_hub_and_used_from_there(trained, tmp_path):
 
         def run(*argv: str) -> subprocess.CompletedProcess:
             command = [sys.executable, str(ROOT / "story_generative_model.py"), *argv]
-            return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+            return subprocess.run(
+                command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300
+            )
 
         ckpt = f"{trained.output_dir}/ckpt_6.pt"
-        pushed = run("export", "--ckpt", ckpt, "--output", "out", "--push_to_hub", "someone/storyboard")
+        pushed = run(
+            "export", "--ckpt", ckpt, "--output", "out", "--push_to_hub", "someone/storyboard"
+        )
         assert pushed.returncode == 0, pushed.stderr
-        assert set(hub.repos["models/someone/storyboard"]["main"]) == {"model.safetensors", "config.json", "README.md"}
-        used = run("generate", "--ckpt", "someone/storyboard", "--prompt", "The red fox", "--output", "a.png")
+        assert set(hub.repos["models/someone/storyboard"]["main"]) == {
+            "model.safetensors",
+            "config.json",
+            "README.md",
+        }
+        used = run(
+            "generate",
+            "--ckpt",
+            "someone/storyboard",
+            "--prompt",
+            "The red fox",
+            "--output",
+            "a.png",
+        )
         assert used.returncode == 0 and used.stdout.startswith("The red fox"), used.stderr
         missing = run("generate", "--ckpt", "someone/else", "--prompt", "The red fox")
-    assert missing.returncode == 1 and "--ckpt someone/else" in missing.stderr and "Traceback" not in missing.stderr
+    assert (
+        missing.returncode == 1
+        and "--ckpt someone/else" in missing.stderr
+        and "Traceback" not in missing.stderr
+    )
     assert "hf_xxx" not in pushed.stdout + pushed.stderr + used.stderr

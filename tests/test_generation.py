@@ -13,11 +13,14 @@ import story_generative_model as sgm
 
 @pytest.fixture()
 def write(checkpoint, tmp_path):
-    """generate() on the trained checkpoint: write(name, prompt, **settings) -> (story, path of the picture)."""
+    """generate() on the trained checkpoint: write(name, prompt, **settings) -> (story, path of the
+    picture)."""
 
     def run(name: str = "a", prompt: str = "The red fox", **changes):
         path = tmp_path / f"{name}.png"
-        config = dataclasses.replace(checkpoint["config"], **{"prompt": prompt, "output": str(path), **changes})
+        config = dataclasses.replace(
+            checkpoint["config"], **{"prompt": prompt, "output": str(path), **changes}
+        )
         (result,) = sgm.generate(config, checkpoint)
         return result, path
 
@@ -76,15 +79,20 @@ def test_another_seed_gives_another_story_and_picture(write):
 
 
 def test_the_storyboard_is_drawn_by_how_well_it_opens_with_the_prompt(checkpoint, lm, diffusion):
-    """Sampling-importance resampling: over many seeds the frequencies are the weights of the candidates."""
+    """Sampling-importance resampling: over many seeds the frequencies are the weights of the
+    candidates."""
     config = dataclasses.replace(checkpoint["config"], num_storyboards=2)
     model = sgm.load_model(checkpoint, config, torch.device("cpu"), torch.float32, paints=False)
-    model.soft_prompt.unit *= 20  # so that the two candidates differ in weight
+    model.soft_prompt.embed_std *= 20  # so that the two candidates differ in weight
     expected, hits = 0.0, 0
     for seed in range(60):
-        candidates = model.prior.sample(2, sgm.seeded(seed, 0), [], config.temperature, config.top_p)
+        candidates = model.prior.sample(
+            2, sgm.make_generator(seed, sgm.Stream.STORYBOARD), [], config.temperature, config.top_p
+        )
         tokens, mask, _ = model.tokenize(["The red fox"] * 2)
-        nll = model.lm.nll(model.soft(candidates), tokens, mask, torch.ones(2, dtype=torch.bool))
+        nll = model.lm.nll(
+            model.prompt_embeds(candidates), tokens, mask, torch.ones(2, dtype=torch.bool)
+        )
         expected += (-nll).softmax(0).max().item()
         drawn = sgm.draw_storyboard(model, "The red fox", [], config, seed)
         hits += torch.equal(drawn, candidates[nll.argmin()])
@@ -103,11 +111,19 @@ def test_stdout_is_the_story_alone_and_the_picture_carries_what_made_it(write, c
     with Image.open(path) as image:
         parameters, record = image.text["parameters"], json.loads(image.text["story"])
         assert image.size == (32, 32) and image.format == "PNG"
-    assert record["prompt"] == "The red fox" and record["story"] == result.story and record["seed"] == 4
+    assert (
+        record["prompt"] == "The red fox"
+        and record["story"] == result.story
+        and record["seed"] == 4
+    )
     assert record["storyboard"] == result.storyboard and len(result.storyboard) == 8
     assert record["checkpoint"]["name"] == "ckpt_6.pt" and record["checkpoint"]["step"] == 6
     assert torch.__version__ in record["versions"]
-    assert parameters.startswith(result.story) and "Steps: 2, " in parameters and "Seed: 4, Size: 32x32" in parameters
+    assert (
+        parameters.startswith(result.story)
+        and "Steps: 2, " in parameters
+        and "Seed: 4, Size: 32x32" in parameters
+    )
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
@@ -142,14 +158,35 @@ def test_a_picture_that_cannot_be_written_is_told_before_the_work(write, tmp_pat
 # Several panels
 
 
-STORY = 'The fox ran. "Is it far?" asked Tom. He sat down, e.g. on a stone. Why? It rained! The end.'
+STORY = (
+    'The fox ran. "Is it far?" asked Tom. He sat down, e.g. on a stone. Why? It rained! The end.'
+)
 
 
 def test_sentences_end_where_the_next_begins():
-    assert sgm.sentences_of(STORY) == [
+    assert "".join(sgm.split_sentences(STORY)) == STORY
+    assert [sentence.strip() for sentence in sgm.split_sentences(STORY)] == [
         "The fox ran.", '"Is it far?" asked Tom.', "He sat down, e.g. on a stone.", "Why?", "It rained!", "The end.",
     ]  # fmt: skip
-    assert sgm.sentences_of("no end at all") == ["no end at all"]
+    assert sgm.split_sentences("no end at all") == ["no end at all"]
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        "\u72d0\u72f8\u8dd1\u4e86\u3002|\u201c\u8fdc\u5417\uff1f\u201d|\u4ed6\u5750\u4e0b\u3002",  # Chinese
+        "\u304d\u3064\u306d\u3002|\u300c\u3042\uff01\u300d|\u304a\u308f\u308a\u3002",  # Japanese
+        "\u062c\u0631\u0649 \u0627\u0644\u062b\u0639\u0644\u0628\u061f |\u0646\u0639\u0645. |\u0627\u0646\u062a\u0647\u0649.",  # Arabic
+        "\u0932\u094b\u092e\u0921\u093c\u0940 \u0926\u094c\u0921\u093c\u0940\u0964 |\u0935\u0939 \u0930\u0941\u0915\u0940\u0964",  # Hindi
+        "A line of its own\n|The fox ran. |It slept.",
+    ],
+)
+def test_sentences_of_other_scripts(story):
+    """None is joined with its neighbour, and no space comes in between."""
+    parts = story.split("|")
+    assert sgm.split_sentences("".join(parts)) == parts
+    cut = "".join(parts) + " \u72d0 fox"
+    assert sgm.trim_to_last_sentence(cut, "") == "".join(parts).rstrip()
 
 
 @pytest.mark.parametrize("panels", range(1, 9))
@@ -172,21 +209,28 @@ def test_each_panel_is_painted_from_the_story_so_far(write, diffusion, checkpoin
     assert " ".join(texts) == result.story
     if len(texts) > 1:
         states, mask = diffusion.encode_texts([f"{texts[0]} {texts[1]}"])
-        (alone,) = diffusion.paint(states, mask, checkpoint["config"], [result.panels[1].seed])
-        difference = np.asarray(alone, dtype=float) - np.asarray(result.panels[1].image, dtype=float)
+        (alone,) = diffusion.sample_images(
+            states, mask, checkpoint["config"], [result.panels[1].seed]
+        )
+        difference = np.asarray(alone, dtype=float) - np.asarray(
+            result.panels[1].image, dtype=float
+        )
         assert np.abs(difference).max() <= 2
 
 
 def test_shared_attention_makes_panels_alike_and_is_gone_afterwards(diffusion, config):
     states, mask = diffusion.encode_texts(["a red fox", "the blue owl", "the sea"])
 
-    def paint(consistency: str) -> np.ndarray:
+    def sample_images(consistency: str) -> np.ndarray:
         settings = dataclasses.replace(config, panel_consistency=consistency)
         return np.stack(
-            [np.asarray(image, dtype=float) for image in diffusion.paint(states, mask, settings, [1, 2, 3])]
+            [
+                np.asarray(image, dtype=float)
+                for image in diffusion.sample_images(states, mask, settings, [1, 2, 3])
+            ]
         )
 
-    before, shared, after = paint("off"), paint("attention"), paint("off")
+    before, shared, after = sample_images("off"), sample_images("attention"), sample_images("off")
     assert np.array_equal(before, after) and not np.array_equal(before, shared)
 
 
@@ -197,18 +241,30 @@ def test_a_bad_prompt_is_named_and_the_rest_is_made(checkpoint, tmp_path, capsys
     file = tmp_path / "prompts.txt"
     file.write_text("The red fox\n\nbell \x07\n" + "fox " * 200 + "\n\u72d0\u72f8\n", "utf-8")
     config = dataclasses.replace(
-        checkpoint["config"], prompts_file=str(file), output=str(tmp_path / "a.png"), num_stories=2, json=True
+        checkpoint["config"],
+        prompts_file=str(file),
+        output=str(tmp_path / "a.png"),
+        num_stories=2,
+        json=True,
     )
     capsys.readouterr()
     with pytest.raises(sgm.StoryError, match="2 of 4 prompts") as error:
         sgm.generate(config, checkpoint)
     told = capsys.readouterr()
-    assert error.value.code == 1 and "prompt 2: the prompt holds a control" in told.err and "prompt 3" in told.err
+    assert (
+        error.value.code == 1
+        and "prompt 2: the prompt holds a control" in told.err
+        and "prompt 3" in told.err
+    )
     records = [json.loads(line) for line in told.out.splitlines()]
     assert [record["prompt"] for record in records] == ["The red fox"] * 2 + ["\u72d0\u72f8"] * 2
     assert [record["seed"] for record in records] == [0, 1, 0, 1]
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"a_00{number}.png" for number in range(4)]
-    alone = dataclasses.replace(config, prompts_file="", prompt="The red fox", num_stories=1, seed=1)
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [
+        f"a_00{number}.png" for number in range(4)
+    ]
+    alone = dataclasses.replace(
+        config, prompts_file="", prompt="The red fox", num_stories=1, seed=1
+    )
     assert sgm.generate(alone, checkpoint)[0].story == records[1]["story"]
 
 
@@ -219,7 +275,12 @@ def test_a_bad_prompt_is_named_and_the_rest_is_made(checkpoint, tmp_path, capsys
 def test_what_was_made_is_made_again_to_the_byte(checkpoint, tmp_path, name):
     first, second = tmp_path / name, tmp_path / f"again_{name}"
     config = dataclasses.replace(
-        checkpoint["config"], prompt="The <b>red</b> fox", seed=5, panels=2, temperature=0.7, output=str(first)
+        checkpoint["config"],
+        prompt="The <b>red</b> fox",
+        seed=5,
+        panels=2,
+        temperature=0.7,
+        output=str(first),
     )
     sgm.generate(config, checkpoint)
     plain = dataclasses.replace(checkpoint["config"], source=str(first), output=str(second))
@@ -238,17 +299,24 @@ def test_an_edited_book_keeps_the_other_codes_and_shows_what_changed(checkpoint,
     sgm.generate(config, checkpoint)
     page = tmp_path / "b.html"
     edited = dataclasses.replace(
-        checkpoint["config"], source=str(tmp_path / "a.png"), storyboard="_ _ _ 0 _ _ _ _", output=str(page)
+        checkpoint["config"],
+        source=str(tmp_path / "a.png"),
+        storyboard="_ _ _ 0 _ _ _ _",
+        output=str(page),
     )
     (result,) = sgm.generate(edited, checkpoint, {"source", "storyboard", "output"})
     assert result.storyboard == [1, 2, 3, 0, 5, 6, 7, 0]
     assert "<s>4</s> 0 <i>" in page.read_text("utf-8")
 
 
-@pytest.mark.parametrize("name, data", [("a.png", b""), ("a.html", b"<p>hello"), ("b.png", b"\x89PNG\r\n\x1a\n")])
+@pytest.mark.parametrize(
+    "name, data", [("a.png", b""), ("a.html", b"<p>hello"), ("b.png", b"\x89PNG\r\n\x1a\n")]
+)
 def test_a_file_that_generate_did_not_write_is_refused(checkpoint, tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    config = dataclasses.replace(checkpoint["config"], source=str(tmp_path / name), output=str(tmp_path / "o.png"))
+    config = dataclasses.replace(
+        checkpoint["config"], source=str(tmp_path / name), output=str(tmp_path / "o.png")
+    )
     with pytest.raises(sgm.StoryError, match="--from") as error:
         sgm.generate(config, checkpoint, {"source"})
     assert error.value.code == 2

@@ -39,7 +39,9 @@ def workplace(tmp_path_factory) -> Path:
 def start(command: str, folder: Path, hub: Hub) -> subprocess.Popen:
     env = hub.env(folder / "home", OMP_NUM_THREADS="2")
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen([sys.executable, *shlex.split(command)[1:]], cwd=folder, env=env, **pipes)
+    return subprocess.Popen(
+        [sys.executable, *shlex.split(command)[1:]], cwd=folder, env=env, **pipes
+    )
 
 
 def finish(process: subprocess.Popen) -> tuple[str, str]:
@@ -53,9 +55,13 @@ def test_the_three_commands_run_one_after_the_other(hub, workplace):
     assert (workplace / "data/train/stories.jsonl").is_file()
 
     process = start("python story_generative_model.py train --mixed_precision fp16", workplace, hub)
-    lines = [line for line in iter(process.stderr.readline, "***** Running training *****\n") if line]
+    lines = [
+        line for line in iter(process.stderr.readline, "***** Running training *****\n") if line
+    ]
     assert sum("fp16 needs a GPU" in line for line in lines) == 1
-    process.send_signal(signal.SIGTERM)  # 150,000 steps are not waited for: the step in hand is finished and saved
+    process.send_signal(
+        signal.SIGTERM
+    )  # 150,000 steps are not waited for: the step in hand is finished and saved
     _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, err
     (saved,) = (workplace / "checkpoints/story_gen").glob("ckpt_*.pt")
@@ -63,7 +69,11 @@ def test_the_three_commands_run_one_after_the_other(hub, workplace):
 
     ckpt = "checkpoints/story_gen/ckpt_10000.pt"
     out, err = finish(
-        start(f'python story_generative_model.py generate --prompt "{PROMPT}" --ckpt {ckpt}', workplace, hub)
+        start(
+            f'python story_generative_model.py generate --prompt "{PROMPT}" --ckpt {ckpt}',
+            workplace,
+            hub,
+        )
     )
     assert out.startswith(PROMPT)
     with Image.open(workplace / "generated.png") as picture:
@@ -76,7 +86,14 @@ def test_the_three_commands_run_one_after_the_other(hub, workplace):
 
 def test_a_model_that_the_hub_lacks_is_named_in_one_line(hub, workplace):
     finish(start("python download_data.py", workplace, hub))
-    process = start("python story_generative_model.py train --lm_model nobody/nothing", workplace, hub)
+    process = start(
+        "python story_generative_model.py train --output_dir other --lm_model nobody/nothing",
+        workplace,
+        hub,
+    )
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1 and "Traceback" not in err
-    assert "--lm_model nobody/nothing" in err.splitlines()[-1] and "--preset storyworld" in err.splitlines()[-1]
+    assert (
+        "--lm_model nobody/nothing" in err.splitlines()[-1]
+        and "--preset storyworld" in err.splitlines()[-1]
+    )

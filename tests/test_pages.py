@@ -11,21 +11,27 @@ from PIL import Image
 import story_generative_model as sgm
 
 NASTY = 'A <script>alert("fox")</script> & a <b>key</b>'
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 @pytest.fixture()
 def result() -> sgm.IllustratedStory:
     panels = [
-        sgm.IllustratedPanel(f"{NASTY} {number}.", number, Image.new("RGB", (32, 32), (90 * number, 120, 40)))
+        sgm.IllustratedPanel(
+            f"{NASTY} {number}.", number, Image.new("RGB", (32, 32), (90 * number, 120, 40))
+        )
         for number in range(3)
     ]
-    return sgm.IllustratedStory(NASTY, " ".join(panel.text for panel in panels), [3, 1, 4, 1, 5, 9, 2, 6], panels)
+    return sgm.IllustratedStory(
+        NASTY, " ".join(panel.text for panel in panels), [3, 1, 4, 1, 5, 9, 2, 6], panels
+    )
 
 
 @pytest.fixture()
 def record(result) -> dict:
-    settings = {name: getattr(sgm.Config(), name) for name in sgm.MADE_WITH}
+    settings = {name: getattr(sgm.Config(), name) for name in sgm.RECORDED_SETTINGS}
     model = dict(name="a/b", revision="")
     return dict(
         prompt=result.prompt,
@@ -45,7 +51,14 @@ def record(result) -> dict:
 def test_the_page_in_a_browser(result, record, tmp_path):
     page = tmp_path / "story.html"
     page.write_bytes(sgm.as_html(result, record, None))
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--dump-dom",
+    ]
     seen = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in seen.stderr
     assert seen.stdout.count("<img ") == 3 and seen.stdout.count("<li ") == 8
@@ -68,8 +81,15 @@ def test_the_page_shows_what_changed(result, record):
     assert text.count("<s>") == 1 and "<s>7</s> 6 <i>g</i></li>" in text and "&lt;b&gt;star" in text
     assert "<del>An old fox</del>" in text and "<ins>" in text
     moved = ["The fox", "ran to the sea."], ["The fox ran", "to the red sea."]
-    assert sgm.changes_in(" ".join(moved[0]), moved[1]) == ["The fox ran", "to the <ins>red</ins> sea."]
-    assert sgm.changes_in("a b c", ["a", "b"]) == ["a", "b <del>c</del>"]
+    marked = [("same", "to the"), ("new", "red"), ("same", "sea.")]
+    assert sgm.mark_changes(" ".join(moved[0]), moved[1]) == [[("same", "The fox ran")], marked]
+    assert sgm.mark_changes("a b c", ["a", "b"]) == [
+        [("same", "a")],
+        [("same", "b"), ("gone", "c")],
+    ]
+    longer = dict(record, story=" ".join(panel.text for panel in result.panels) + " The end.")
+    changed = sgm.as_html(result, record, longer).decode()
+    assert " <del>The end.</del></figcaption>" in changed and "<ins>" not in changed
     assert "<del>" not in sgm.as_html(result, record, record).decode()
 
 
@@ -90,7 +110,10 @@ def test_a_pdf_has_a_page_for_each_panel_and_the_record(result, record):
     assert data.startswith(b"%PDF") and len(re.findall(rb"/Type /Page\b", data)) == 3
     assert data == sgm.as_pdf(result, record, None)
     keywords = re.search(rb"/Keywords <?\(?(.*)", data)[1]
-    assert json.dumps(record)[:20].encode("utf-16-be") in keywords or json.dumps(record)[:20].encode() in keywords
+    assert (
+        json.dumps(record)[:20].encode("utf-16-be") in keywords
+        or json.dumps(record)[:20].encode() in keywords
+    )
 
 
 def test_long_words_and_other_scripts_are_wrapped():
@@ -105,7 +128,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(sgm.StoryError, match="disk full"):
-        sgm.write_safely(tmp_path / "a.png", broken)
+        sgm.write_output(tmp_path / "a.png", broken)
     assert not list(tmp_path.iterdir())
-    sgm.write_safely(tmp_path / "a.png", lambda: b"x")
+    sgm.write_output(tmp_path / "a.png", lambda: b"x")
     assert (tmp_path / "a.png").read_bytes() == b"x"

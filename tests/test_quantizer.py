@@ -19,10 +19,14 @@ def clusters(rows: int, count: int = 8, width: int = 4, spread: float = 0.05, se
     """Rows around `count` far centres, and the centres."""
     generator = torch.Generator().manual_seed(seed)
     centres = 4 * torch.randn(count, width, generator=generator)
-    return centres.repeat(rows // count, 1) + spread * torch.randn(rows, width, generator=generator), centres
+    return centres.repeat(rows // count, 1) + spread * torch.randn(
+        rows, width, generator=generator
+    ), centres
 
 
-def running(num_codes: int = 8, width: int = 4, decay: float = 0.9, **options) -> sgm.VectorQuantizer:
+def running(
+    num_codes: int = 8, width: int = 4, decay: float = 0.9, **options
+) -> sgm.VectorQuantizer:
     """A quantiser with a random codebook that has started."""
     quantizer = sgm.VectorQuantizer(num_codes, width, decay, **options)
     generator = torch.Generator().manual_seed(1)
@@ -43,7 +47,9 @@ def step(quantizer, x: torch.Tensor) -> None:
 
 def test_twenty_steps_agree_with_vector_quantize_pytorch():
     ours = running(16, 4, decay=0.9, dead_share=0)
-    reference = VectorQuantize(dim=4, codebook_size=16, decay=0.9, eps=1e-5, threshold_ema_dead_code=0)._codebook
+    reference = VectorQuantize(
+        dim=4, codebook_size=16, decay=0.9, eps=1e-5, threshold_ema_dead_code=0
+    )._codebook
     reference.embed.data.copy_(ours.codebook[None])
     reference.embed_avg.data.copy_(ours.sums[None])
     reference.cluster_size.data.copy_(ours.counts[None])
@@ -68,7 +74,9 @@ def test_one_step_by_hand():
     assert quantizer.counts.tolist() == [3.5, 3.25]  # 0.75 * 4 + 0.25 * 2 and 0.75 * 4 + 0.25 * 1
     assert quantizer.sums.tolist() == [[1.0], [32.0]]  # 0.25 * (1 + 3) and 0.75 * 40 + 0.25 * 8
     smoothed = [(3.5 + 0.5) / (6.75 + 1) * 6.75, (3.25 + 0.5) / (6.75 + 1) * 6.75]
-    torch.testing.assert_close(quantizer.codebook, torch.tensor([[1 / smoothed[0]], [32 / smoothed[1]]]))
+    torch.testing.assert_close(
+        quantizer.codebook, torch.tensor([[1 / smoothed[0]], [32 / smoothed[1]]])
+    )
 
 
 def test_the_nearest_code_is_the_nearest_and_ties_go_to_the_smaller():
@@ -82,7 +90,7 @@ def test_the_nearest_code_is_the_nearest_and_ties_go_to_the_smaller():
 def test_it_starts_on_the_clusters_of_the_first_outputs():
     x, centres = clusters(800)
     quantizer = sgm.VectorQuantizer(8, 4, decay=0.99)
-    quantizer.start(x)
+    quantizer.init_codebook(x)
     assert torch.cdist(centres, quantizer.codebook).amin(1).max() < 0.1
     assert int(quantizer.updates) == 1 and quantizer.counts.sum() == 800
     assert torch.equal(nearest(quantizer, x), torch.cdist(x, quantizer.codebook).argmin(1))
@@ -90,7 +98,7 @@ def test_it_starts_on_the_clusters_of_the_first_outputs():
 
 def test_kmeans_centres_are_the_means_of_their_rows():
     x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
-    centres, counts = sgm.kmeans(x, 5, sgm.seeded(0), iterations=100)
+    centres, counts = sgm.kmeans(x, 5, torch.Generator().manual_seed(0), iterations=100)
     nearest = torch.cdist(x, centres).argmin(1)
     assert torch.equal(counts, torch.bincount(nearest, minlength=5).float())
     for code in range(5):
@@ -99,20 +107,21 @@ def test_kmeans_centres_are_the_means_of_their_rows():
 
 def test_kmeans_with_fewer_rows_than_clusters_stands_on_the_rows():
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 5.0]])
-    centres, counts = sgm.kmeans(x, 8, sgm.seeded(0))
+    centres, counts = sgm.kmeans(x, 8, torch.Generator().manual_seed(0))
     assert centres.shape == (8, 2) and counts.sum() == 3 and (counts > 0).sum() == 3
     assert torch.cdist(centres, x).amin(1).max() == 0
     quantizer = sgm.VectorQuantizer(8, 2, decay=0.9)
-    quantizer.start(x)
+    quantizer.init_codebook(x)
     torch.testing.assert_close(quantizer.codebook[nearest(quantizer, x)], x)
     step(quantizer, x)
     assert all(torch.isfinite(values).all() for values in state(quantizer).values())
 
 
 def test_started_from_data_the_codebook_does_not_collapse():
-    """Counts at zero beside random sums leave one code alive after two steps; codes started from data stay alive."""
+    """Counts at zero beside random sums leave one code alive after two steps; codes started from
+    data stay alive."""
     quantizer = sgm.VectorQuantizer(64, 4, decay=0.99)
-    quantizer.start(clusters(512, count=64, spread=0.2)[0])
+    quantizer.init_codebook(clusters(512, count=64, spread=0.2)[0])
     for number in range(100):
         step(quantizer, clusters(512, count=64, spread=0.2)[0] + 0.01 * number)
     used, perplexity = quantizer.usage()
@@ -173,7 +182,11 @@ def test_usage_counts_codes_that_are_alive():
 def test_the_variance_per_nat_is_what_the_codes_explain():
     quantizer = sgm.VectorQuantizer(3, 1, decay=0.9)
     quantizer.codebook.copy_(torch.tensor([[0.0], [1.0], [4.0]]))
-    quantizer.counts.copy_(torch.tensor([6.0, 2, 0]))  # mean 1/4, variance 3/4 * (1/4)^2 + 1/4 * (3/4)^2 = 3/16
-    assert quantizer.variance_per_nat() == pytest.approx(3 / 16 / math.log(3))
-    quantizer.counts.copy_(torch.tensor([0.0, 5, 0]))  # collapsed, it explains nothing: codes cost nothing any more
-    assert quantizer.variance_per_nat() == 0
+    quantizer.counts.copy_(
+        torch.tensor([6.0, 2, 0])
+    )  # mean 1/4, variance 3/4 * (1/4)^2 + 1/4 * (3/4)^2 = 3/16
+    assert quantizer.lagrange_multiplier() == pytest.approx(3 / 16 / math.log(3))
+    quantizer.counts.copy_(
+        torch.tensor([0.0, 5, 0])
+    )  # collapsed, it explains nothing: codes cost nothing any more
+    assert quantizer.lagrange_multiplier() == 0

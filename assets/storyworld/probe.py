@@ -20,17 +20,22 @@ CHANNELS = (24, 48, 64, 96, 96)
 
 
 class Probe(nn.Module):
-    """Pictures (B, 3, 128, 128) in [0, 1] to logits, one (B, values) per factor; values in world.FACTORS' order."""
+    """Pictures (B, 3, 128, 128) in [0, 1] to logits, one (B, values) per factor; values in
+    world.FACTORS' order."""
 
     def __init__(self, heads: dict[str, int]) -> None:
         super().__init__()
         self.heads = dict(heads)
         widths = (3, *CHANNELS)
         blocks = [
-            nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+            nn.Sequential(
+                nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()
+            )
             for a, b in pairwise(widths)
         ]
-        self.features = nn.Sequential(*blocks, nn.Flatten())  # 4 x 4 places: where a thing is counts
+        self.features = nn.Sequential(
+            *blocks, nn.Flatten()
+        )  # 4 x 4 places: where a thing is counts
         self.readout = nn.Linear(16 * widths[-1], sum(heads.values()))
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
@@ -48,7 +53,10 @@ def save_probe(probe: Probe, path: Path) -> None:
     """fp16 safetensors with the heads' sizes in the metadata."""
     from safetensors.torch import save_file
 
-    state = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in probe.state_dict().items()}
+    state = {
+        k: v.half().contiguous() if v.is_floating_point() else v
+        for k, v in probe.state_dict().items()
+    }
     save_file(state, path, {"heads": json.dumps(probe.heads)})
 
 

@@ -48,19 +48,21 @@ from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(ROOT)]  # `world` and `probe` stand beside this file, the program above it
+sys.path[:0] = [
+    str(HERE),
+    str(ROOT),
+]  # `world` and `probe` stand beside this file, the program above it
 
 import world  # noqa: E402
 from probe import Probe, load_probe, save_probe  # noqa: E402
 
 import story_generative_model as sgm  # noqa: E402
 
-# ----------------------------------------------------------------------------------------------------------
-# Runs and checkpoints
-#
-# One loop trains everything. A step draws all its randomness (data order, noise, timesteps) from (seed, stage, step),
-# so a checkpoint needs no generator states and a resumed run takes the very steps that the killed one would have taken.
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Runs and checkpoints  One loop trains everything. A step draws all its randomness (data order,
+# noise, timesteps) from (seed, stage, step), so a checkpoint needs no generator states and a
+# resumed run takes the very steps that the killed one would have taken.
+# --------------------------------------------------------------------------------------------------
 
 CHECKPOINT_SECONDS = 120  # what a kill may cost
 LOG_SECONDS = 10
@@ -93,8 +95,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is fitted: AdamW, and Muon for the hidden weights where it has a rate; linear warm-up, then a
-    cosine to a hundredth of the rates."""
+    """How one model is fitted: AdamW, and Muon for the hidden weights where it has a rate; linear
+    warm-up, then a cosine to a hundredth of the rates."""
 
     steps: int
     learning_rate: float  # AdamW's
@@ -119,7 +121,8 @@ def seed_of(*parts: object) -> int:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """`write` a temporary file beside `path`, then put it in place: a kill leaves the old file or the new one."""
+    """`write` a temporary file beside `path`, then put it in place: a kill leaves the old file or
+    the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     write(partial)
@@ -141,10 +144,12 @@ def clock(seconds: float) -> str:
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """Newton-Schulz towards the nearest (half-)orthogonal matrix of `matrix` (m, n): all singular values near 1.
+    """Newton-Schulz towards the nearest (half-)orthogonal matrix of `matrix` (m, n): all singular
+    values near 1.
 
-    The quintic's coefficients are those of Jordan et al. 2024: fast rather than exact, values end in 0.7 to 1.2. Every
-    iterate is a polynomial of the first Gram matrix times `matrix`, so the iteration runs on the small side alone.
+    The quintic's coefficients are those of Jordan et al. 2024: fast rather than exact, values end
+    in 0.7 to 1.2. Every iterate is a polynomial of the first Gram matrix times `matrix`, so the
+    iteration runs on the small side alone.
     """
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
@@ -159,9 +164,11 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for hidden weights of two or more dimensions (torch's own takes two only).
+    """Momentum, orthogonalised, for hidden weights of two or more dimensions (torch's own takes two
+    only).
 
-    The step is scaled to the size of AdamW's, so that rates are alike (Liu et al. 2025, "Muon is scalable").
+    The step is scaled to the size of AdamW's, so that rates are alike (Liu et al. 2025, "Muon is
+    scalable").
     """
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
@@ -179,12 +186,21 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["velocity"] = torch.zeros_like(parameter)
         velocity = state["velocity"].mul_(momentum).add_(parameter.grad)
-        ahead = parameter.grad.add(velocity, alpha=momentum).flatten(1)  # Nesterov; a convolution is (out, in * k * k)
+        ahead = parameter.grad.add(velocity, alpha=momentum).flatten(
+            1
+        )  # Nesterov; a convolution is (out, in * k * k)
         size = 0.2 * max(ahead.shape) ** 0.5  # 0.2: the usual root mean square of an AdamW step
         parameter.sub_(orthogonalised(ahead).reshape(parameter.shape), alpha=lr * size)
 
 
-OUTER_LAYERS = ("conv_in", "conv_out", "quant_conv", "embed", "wte", "wpe")  # no Muon where pixels or words come in
+OUTER_LAYERS = (
+    "conv_in",
+    "conv_out",
+    "quant_conv",
+    "embed",
+    "wte",
+    "wpe",
+)  # no Muon where pixels or words come in
 
 
 def new_optimizers(model: nn.Module, recipe: Recipe) -> list[tuple[torch.optim.Optimizer, float]]:
@@ -194,7 +210,9 @@ def new_optimizers(model: nn.Module, recipe: Recipe) -> list[tuple[torch.optim.O
         if parameter.requires_grad:
             inner = parameter.ndim >= 2 and not any(layer in name for layer in OUTER_LAYERS)
             (hidden if inner and recipe.muon_rate else others).append(parameter)
-    adamw = torch.optim.AdamW(others, recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay)
+    adamw = torch.optim.AdamW(
+        others, recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay
+    )
     if not hidden:
         return [(adamw, recipe.learning_rate)]
     return [(adamw, recipe.learning_rate), (Muon(hidden, recipe.muon_rate), recipe.muon_rate)]
@@ -209,16 +227,20 @@ def fit(
     held_out: Callable[[nn.Module], dict[str, float]] | None = None,
     checks: int = HELD_OUT_CHECKS,
 ) -> nn.Module:
-    """Train the parameters of `model` that require gradients; return its average (or itself), in eval mode.
+    """Train the parameters of `model` that require gradients; return its average (or itself), in
+    eval mode.
 
-    `losses_at(step)` gives scalar tensors and minimises the one called "loss"; `held_out(model)` gives figures for
-    the log, `checks` times in the run. The checkpoint is work_dir/<name>.pt.
+    `losses_at(step)` gives scalar tensors and minimises the one called "loss"; `held_out(model)`
+    gives figures for the log, `checks` times in the run. The checkpoint is work_dir/<name>.pt.
     """
     path = run.work_dir / f"{name}.pt"
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizers = new_optimizers(model, recipe)
     ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay else None
-    parts = {"model": model, **dict(zip(("optimizer", "muon"), (optimizer for optimizer, _ in optimizers)))}
+    parts = {
+        "model": model,
+        **dict(zip(("optimizer", "muon"), (optimizer for optimizer, _ in optimizers))),
+    }
     if ema:
         parts["ema"] = ema
     first = resume(path, run, parts)
@@ -265,7 +287,9 @@ def resume(path: Path, run: Run, parts: dict[str, nn.Module | torch.optim.Optimi
     return state["step"]
 
 
-def checked(held_out: Callable[[nn.Module], dict[str, float]], model: nn.Module) -> dict[str, float]:
+def checked(
+    held_out: Callable[[nn.Module], dict[str, float]], model: nn.Module
+) -> dict[str, float]:
     model.eval()
     with torch.no_grad():
         return held_out(model)
@@ -306,22 +330,33 @@ class Log:
         return due
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Data
-#
-# Stories are seeds. Training takes them from TRAIN_SEEDS on, measuring from HELD_OUT_SEEDS on; the two never meet.
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Data  Stories are seeds. Training takes them from TRAIN_SEEDS on, measuring from HELD_OUT_SEEDS
+# on; the two never meet.
+# --------------------------------------------------------------------------------------------------
 
 TRAIN_SEEDS = 0
 HELD_OUT_SEEDS = 10**9
 REPORT_SEEDS = HELD_OUT_SEEDS + 10**6  # seen by no training's checks either
-SEEN_FACTORS = ("species", "colour", "place", "time", "weather", "object", "problem", "helper", "ending")
+SEEN_FACTORS = (
+    "species",
+    "colour",
+    "place",
+    "time",
+    "weather",
+    "object",
+    "problem",
+    "helper",
+    "ending",
+)
 NOT_SHOWN = -1  # the class index of a factor that a panel does not show
 
 
 def train_story(index: int) -> world.Story:
     if not 0 <= index < HELD_OUT_SEEDS - TRAIN_SEEDS:
-        raise IndexError(f"training story {index}: its seed would be one of the held-out seeds, {HELD_OUT_SEEDS} on")
+        raise IndexError(
+            f"training story {index}: its seed would be one of the held-out seeds, {HELD_OUT_SEEDS} on"
+        )
     return world.write_story(TRAIN_SEEDS + index)
 
 
@@ -334,7 +369,8 @@ def report_story(index: int) -> world.Story:
 
 
 def factor_labels(stories: list[world.Story]) -> np.ndarray:
-    """Class indices (stories, beats, factors), NOT_SHOWN where the panel does not show the factor."""
+    """Class indices (stories, beats, factors), NOT_SHOWN where the panel does not show the
+    factor."""
     labels = np.full((len(stories), len(world.BEATS), len(SEEN_FACTORS)), NOT_SHOWN)
     for i, story in enumerate(stories):
         for beat in range(len(world.BEATS)):
@@ -344,29 +380,31 @@ def factor_labels(stories: list[world.Story]) -> np.ndarray:
     return labels
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Language model
-#
-# A GPT-2 of 2.3M parameters that writes the world's stories and has learned to listen to a prefix:
-#
+# --------------------------------------------------------------------------------------------------
+# Language model  A GPT-2 of 2.3M parameters that writes the world's stories and has learned to
+# listen to a prefix:
 #     <|endoftext|> [k prefix embeddings] story tokens <|endoftext|>
-#
-# For a quarter of the stories k = 0. For the others slot j of the prefix holds one telling token of chunk j of the
-# story (chunk j: tokens floor(j n / k) to floor((j + 1) n / k)): where a soft prompt will stand, the model already
-# looks. Half of the slots are softened (a mean of tokens' embeddings, or noise), since a soft prompt is no word.
-#
-# A keyword is drawn by chance, so the words that are not drawn tell nothing. A storyboard is a function of its story,
-# and a model can trust it to the last bit: with p(z) p(s | z) = p(s) it returns all that it costs. So the stage ends
-# with storyboards for prefixes: those that the program's own encoder makes at its start, from k-means on the chunks of
-# the stories at hand, so that no codebook is seen for long and none has to be learned by heart.
-# ----------------------------------------------------------------------------------------------------------
+#  For a quarter of the stories k = 0. For the others slot j of the prefix holds one telling token
+# of chunk j of the story (chunk j: tokens floor(j n / k) to floor((j + 1) n / k)): where a soft
+# prompt will stand, the model already looks. Half of the slots are softened (a mean of tokens'
+# embeddings, or noise), since a soft prompt is no word.  A keyword is drawn by chance, so the words
+# that are not drawn tell nothing. A storyboard is a function of its story, and a model can trust it
+# to the last bit: with p(z) p(s | z) = p(s) it returns all that it costs. So the stage ends with
+# storyboards for prefixes: those that the program's own encoder makes at its start, from k-means on
+# the chunks of the stories at hand, so that no codebook is seen for long and none has to be learned
+# by heart.
+# --------------------------------------------------------------------------------------------------
 
 LM_VOCABULARY = 2048  # nearly every word of the world is one token
 LM_CONTEXT = 512  # a prefix and the longest story, with room to spare
 LM_SHAPE = dict(n_embd=192, n_layer=4, n_head=6, n_positions=LM_CONTEXT)
 LM_BATCH = 32
-LM_POOL = 64 * LM_BATCH  # stories that are sorted by length together, so that a batch has little padding
-LM_RECIPE = Recipe(steps=1400, learning_rate=2e-3, muon_rate=3e-3, betas=(0.9, 0.95), weight_decay=0.05)
+LM_POOL = (
+    64 * LM_BATCH
+)  # stories that are sorted by length together, so that a batch has little padding
+LM_RECIPE = Recipe(
+    steps=1400, learning_rate=2e-3, muon_rate=3e-3, betas=(0.9, 0.95), weight_decay=0.05
+)
 LM_TOKENIZER_STORIES = 6000
 PREFIX_SHARE = 0.75  # of the stories
 PREFIX_USUAL = 8  # the storyboard's length
@@ -377,18 +415,25 @@ SOFT_TOKENS = 3  # embeddings in a softened slot's mean
 SOFT_NOISE = 0.5  # most noise on a slot, as a share of the embeddings' own standard deviation
 END_OF_TEXT = "<|endoftext|>"
 LM_CHECK_STORIES = 128  # in the held-out figures of the log
-LISTENING_RECIPE = Recipe(steps=2000, learning_rate=1.2e-3, muon_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
-STORYBOARD_SHARE = 0.8  # of the stories; the others come without a prefix or with keywords, as before
+LISTENING_RECIPE = Recipe(
+    steps=2000, learning_rate=1.2e-3, muon_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.05
+)
+STORYBOARD_SHARE = (
+    0.8  # of the stories; the others come without a prefix or with keywords, as before
+)
 STORYBOARD_CODES = (64, 96, 96, 128)  # K of a pool's codebook is one of these
 
 
 def train_lm_tokenizer(texts: Iterator[str]):
-    """A byte-level BPE tokenizer as GPT-2's: one special token that is both BOS and EOS, none for padding."""
+    """A byte-level BPE tokenizer as GPT-2's: one special token that is both BOS and EOS, none for
+    padding."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=LM_VOCABULARY, special_tokens=[END_OF_TEXT], show_progress=False)
+    bpe.train_from_iterator(
+        texts, vocab_size=LM_VOCABULARY, special_tokens=[END_OF_TEXT], show_progress=False
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer,
         bos_token=END_OF_TEXT,
@@ -399,14 +444,16 @@ def train_lm_tokenizer(texts: Iterator[str]):
 
 
 def story_ids(tokenizer, stories: list[world.Story]) -> list[list[int]]:
-    """Token ids of each story and its EOS, cut at what the context leaves beside BOS and the longest prefix."""
+    """Token ids of each story and its EOS, cut at what the context leaves beside BOS and the
+    longest prefix."""
     most = LM_CONTEXT - 1 - PREFIX_MOST
     rows = tokenizer([story.text for story in stories], add_special_tokens=False)["input_ids"]
     return [(row + [tokenizer.eos_token_id])[:most] for row in rows]
 
 
 def informativeness(rows: list[list[int]], vocabulary: int) -> np.ndarray:
-    """Weight of each token (vocabulary,) as a keyword: squared log of how few stories have it, so about 0 for "the"."""
+    """Weight of each token (vocabulary,) as a keyword: squared log of how few stories have it, so
+    about 0 for "the"."""
     stories_with = np.ones(vocabulary)
     for row in rows:
         stories_with[np.unique(row)] += 1
@@ -415,8 +462,9 @@ def informativeness(rows: list[list[int]], vocabulary: int) -> np.ndarray:
 
 @dataclass
 class LmBatch:
-    """One padded batch: `ids` and `targets` (B, T) long, targets -100 where nothing is predicted; `soft_*` name the
-    softened slots: row and column (N,), the tokens (N, SOFT_TOKENS) whose mean stands there, the noise (N,)."""
+    """One padded batch: `ids` and `targets` (B, T) long, targets -100 where nothing is predicted;
+    `soft_*` name the softened slots: row and column (N,), the tokens (N, SOFT_TOKENS) whose mean
+    stands there, the noise (N,)."""
 
     ids: Tensor
     targets: Tensor
@@ -450,7 +498,8 @@ def lm_batch(
     rng: random.Random,
     soften: bool = True,
 ) -> LmBatch:
-    """Put BOS and a prefix of the given length before each row. Padding is BOS: causal attention never sees it."""
+    """Put BOS and a prefix of the given length before each row. Padding is BOS: causal attention
+    never sees it."""
     ids, targets, soft = [], [], []
     for i, (row, length) in enumerate(zip(rows, lengths)):
         prefix = []
@@ -458,7 +507,9 @@ def lm_batch(
             prefix.append(keyword(chunk, weights, rng))
             if soften and rng.random() < SOFT_SHARE:
                 mean = rng.random() < 0.5  # otherwise noise
-                tokens = [keyword(chunk, weights, rng) if mean else prefix[-1] for _ in range(SOFT_TOKENS)]
+                tokens = [
+                    keyword(chunk, weights, rng) if mean else prefix[-1] for _ in range(SOFT_TOKENS)
+                ]
                 soft.append((i, 1 + j, tokens, 0.0 if mean else rng.uniform(0, SOFT_NOISE)))
         ids.append([bos, *prefix, *row])
         targets.append([-100] * length + row)  # the target of position t is the token at t + 1
@@ -475,7 +526,8 @@ def lm_batch(
 
 
 def from_pools(pool: Callable[[int], list]) -> Callable[[int], object]:
-    """The batch of a step, where pool(number) makes the batches of LM_POOL stories; one pool is kept at a time."""
+    """The batch of a step, where pool(number) makes the batches of LM_POOL stories; one pool is
+    kept at a time."""
     pool = functools.lru_cache(maxsize=1)(pool)
 
     def at(step: int):
@@ -486,15 +538,22 @@ def from_pools(pool: Callable[[int], list]) -> Callable[[int], object]:
 
 
 def lm_batches(run: Run, tokenizer, weights: np.ndarray) -> Callable[[int], LmBatch]:
-    """The training batch of a step: fresh stories in pools, each pool sorted by length and its batches shuffled."""
+    """The training batch of a step: fresh stories in pools, each pool sorted by length and its
+    batches shuffled."""
 
     def pool(number: int) -> list[LmBatch]:
         rng = random.Random(seed_of(run.seed, "lm pool", number))
         rows = story_ids(tokenizer, [train_story(number * LM_POOL + i) for i in range(LM_POOL)])
-        drawn = sorted(((row, draw_prefix_length(rng)) for row in rows), key=lambda pair: len(pair[0]) + pair[1])
+        drawn = sorted(
+            ((row, draw_prefix_length(rng)) for row in rows),
+            key=lambda pair: len(pair[0]) + pair[1],
+        )
         starts = list(range(0, LM_POOL, LM_BATCH))
         rng.shuffle(starts)
-        return [lm_batch(*zip(*drawn[s : s + LM_BATCH]), weights, tokenizer.bos_token_id, rng) for s in starts]
+        return [
+            lm_batch(*zip(*drawn[s : s + LM_BATCH]), weights, tokenizer.bos_token_id, rng)
+            for s in starts
+        ]
 
     return from_pools(pool)
 
@@ -518,7 +577,8 @@ def lm_token_nll(model, batch: LmBatch, device: torch.device) -> Tensor:
 
 
 def predicted_nll(model, embeddings: Tensor, targets: Tensor) -> Tensor:
-    """-log p of the tokens `targets` (B, T) after `embeddings` (B, T, E), one after the other where not -100, nats."""
+    """-log p of the tokens `targets` (B, T) after `embeddings` (B, T, E), one after the other where
+    not -100, nats."""
     hidden = model.transformer(inputs_embeds=embeddings).last_hidden_state  # (B, T, E)
     predicted = targets != -100
     logits = model.lm_head(hidden[predicted])  # (tokens, vocabulary)
@@ -528,12 +588,15 @@ def predicted_nll(model, embeddings: Tensor, targets: Tensor) -> Tensor:
 def lm_held_out(
     run: Run, model, tokenizer, weights: np.ndarray, stories: list[world.Story], length: int
 ) -> dict[str, float]:
-    """NLL of held-out stories after a keyword prefix of `length` tokens: nats per story, and per token."""
+    """NLL of held-out stories after a keyword prefix of `length` tokens: nats per story, and per
+    token."""
     rows = sorted(story_ids(tokenizer, stories), key=len)
     rng, total = random.Random(seed_of("lm held out", length)), 0.0
     for start in range(0, len(rows), LM_BATCH):
         part = rows[start : start + LM_BATCH]
-        batch = lm_batch(part, [length] * len(part), weights, tokenizer.bos_token_id, rng, soften=False)
+        batch = lm_batch(
+            part, [length] * len(part), weights, tokenizer.bos_token_id, rng, soften=False
+        )
         total += lm_token_nll(model, batch, run.device).double().sum().item()
     return {"story": total / len(rows), "token": total / sum(map(len, rows))}
 
@@ -542,9 +605,15 @@ def new_lm(tokenizer):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     bos = tokenizer.bos_token_id
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # no story comes twice
-    config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=bos, eos_token_id=bos, **LM_SHAPE, **dropout)
-    config._attn_implementation = "eager"  # the CPU's fused attention has a slow backward; the choice is not saved
+    dropout = dict.fromkeys(
+        ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0
+    )  # no story comes twice
+    config = GPT2Config(
+        vocab_size=len(tokenizer), bos_token_id=bos, eos_token_id=bos, **LM_SHAPE, **dropout
+    )
+    config._attn_implementation = (
+        "eager"  # the CPU's fused attention has a slow backward; the choice is not saved
+    )
     return GPT2LMHeadModel(config)
 
 
@@ -578,23 +647,29 @@ def train_words(run: Run) -> None:
     tokenizer.save_pretrained(run.work_dir / "words")
 
 
-def starting_storyboards(lm: sgm.LanguageModel, texts: list[str], num_codes: int, seed: int) -> tuple[Tensor, float]:
-    """The soft prompts (N, 8, E) of stories by the program's encoder, codebook and soft prompt as they start, fitted to
-    these very stories; and the entropy of their codes, summed over the slots, nats."""
-    config = sgm.Config(**sgm.PRESETS["storyworld"] | dict(num_codes=num_codes, seed=seed, encoder_layers=1))
+def starting_storyboards(
+    lm: sgm.LanguageModel, texts: list[str], num_codes: int, seed: int
+) -> tuple[Tensor, float]:
+    """The soft prompts (N, 8, E) of stories by the program's encoder, codebook and soft prompt as
+    they start, fitted to these very stories; and the entropy of their codes, summed over the slots,
+    nats."""
+    config = sgm.Config(
+        **sgm.PRESETS["storyworld"] | dict(num_codes=num_codes, seed=seed, encoder_layers=1)
+    )
     torch.manual_seed(seed)
     model = sgm.StoryModel(config, lm, None).to(lm.device).eval()
-    model.start_encoder(texts)
-    model.start_codebook(texts[: sgm.codebook_sample(num_codes)])
-    codes = model.codes_of(texts)  # (N, S)
+    model.init_encoder(texts)
+    model.init_codebook(texts[: sgm.codebook_init_stories(num_codes)])
+    codes = model.encode_stories(texts)  # (N, S)
     with torch.no_grad():
         shares = F.one_hot(codes, num_codes).double().mean(0)  # (S, K)
-        return model.soft(codes), torch.special.entr(shares).sum().item()
+        return model.prompt_embeds(codes), torch.special.entr(shares).sum().item()
 
 
 @dataclass
 class ListeningBatch:
-    """A batch of which some stories have a storyboard's soft prompt (N, 8, E) for prefix, `rows` (N,) names them."""
+    """A batch of which some stories have a storyboard's soft prompt (N, 8, E) for prefix, `rows`
+    (N,) names them."""
 
     batch: LmBatch
     rows: Tensor
@@ -609,7 +684,9 @@ def listening_nll(model, batch: ListeningBatch, device: torch.device) -> Tensor:
     return predicted_nll(model, embeddings, batch.batch.targets.to(device))
 
 
-def listening_batches(run: Run, lm: sgm.LanguageModel, weights: np.ndarray) -> Callable[[int], ListeningBatch]:
+def listening_batches(
+    run: Run, lm: sgm.LanguageModel, weights: np.ndarray
+) -> Callable[[int], ListeningBatch]:
     """The batch of a step, from pools as in lm_batches; each pool has a codebook of its own."""
 
     def pool(number: int) -> list[ListeningBatch]:
@@ -617,11 +694,19 @@ def listening_batches(run: Run, lm: sgm.LanguageModel, weights: np.ndarray) -> C
         rng = random.Random(seed)
         stories = [train_story((number + 10_000) * LM_POOL + i) for i in range(LM_POOL)]
         rows = story_ids(lm.tokenizer, stories)
-        soft, _ = starting_storyboards(lm, [s.text for s in stories], rng.choice(STORYBOARD_CODES), seed % 2**31)
+        soft, _ = starting_storyboards(
+            lm, [s.text for s in stories], rng.choice(STORYBOARD_CODES), seed % 2**31
+        )
         drawn = []
         for i, row in enumerate(rows):
             heard = rng.random() < STORYBOARD_SHARE
-            drawn.append((row, PREFIX_USUAL if heard else draw_prefix_length(rng, share=0.5), i if heard else -1))
+            drawn.append(
+                (
+                    row,
+                    PREFIX_USUAL if heard else draw_prefix_length(rng, share=0.5),
+                    i if heard else -1,
+                )
+            )
         drawn.sort(key=lambda one: len(one[0]) + one[1])
         starts = list(range(0, LM_POOL, LM_BATCH))
         rng.shuffle(starts)
@@ -629,7 +714,7 @@ def listening_batches(run: Run, lm: sgm.LanguageModel, weights: np.ndarray) -> C
         for start in starts:
             parts, lengths, owners = zip(*drawn[start : start + LM_BATCH])
             heard = [place for place, owner in enumerate(owners) if owner >= 0]
-            batch = lm_batch(parts, lengths, weights, lm.start, rng)
+            batch = lm_batch(parts, lengths, weights, lm.bos, rng)
             boards = soft[[owners[place] for place in heard]]
             batches.append(ListeningBatch(batch, torch.tensor(heard, dtype=torch.long), boards))
         return batches
@@ -638,15 +723,17 @@ def listening_batches(run: Run, lm: sgm.LanguageModel, weights: np.ndarray) -> C
 
 
 def train_lm(run: Run) -> None:
-    """Stage lm: the model of stage words learns to hear storyboards; saved in fp16 to output_dir/lm. The embeddings
-    stay as they are, since they are what storyboards start from."""
+    """Stage lm: the model of stage words learns to hear storyboards; saved in fp16 to
+    output_dir/lm. The embeddings stay as they are, since they are what storyboards start from."""
     sample = [train_story(i) for i in range(run.scaled(LM_TOKENIZER_STORIES, 200))]
     lm = sgm.LanguageModel(str(run.work_dir / "words"), run.device, torch.float32)
     weights = informativeness(story_ids(lm.tokenizer, sample), len(lm.tokenizer))
     model = lm.model.requires_grad_(True)
     lm.embed.requires_grad_(False)
     batch_at = listening_batches(run, lm, weights)
-    checked_stories = [held_out_story(i) for i in range(run.scaled(16 * LM_CHECK_STORIES, 2 * LM_BATCH))]
+    checked_stories = [
+        held_out_story(i) for i in range(run.scaled(16 * LM_CHECK_STORIES, 2 * LM_BATCH))
+    ]
     texts = [story.text for story in checked_stories]
 
     def losses_at(step: int) -> dict[str, Tensor]:
@@ -655,13 +742,20 @@ def train_lm(run: Run) -> None:
     def held_out(model) -> dict[str, float]:
         soft, entropy = starting_storyboards(lm, texts, sgm.PRESETS["storyworld"]["num_codes"], 0)
         few = checked_stories[: run.scaled(LM_CHECK_STORIES)]
-        items = [dict(index=i, tokens=row[:-1], cut=False) for i, row in enumerate(story_ids(lm.tokenizer, few))]
-        tokens, mask = (sgm.collate(items, LM_CONTEXT)[key].to(run.device) for key in ("tokens", "mask"))
+        items = [
+            dict(index=i, tokens=row[:-1], cut=False)
+            for i, row in enumerate(story_ids(lm.tokenizer, few))
+        ]
+        tokens, mask = (
+            sgm.collate(items, LM_CONTEXT)[key].to(run.device) for key in ("tokens", "mask")
+        )
         bare = lm.nll(soft[: len(few), :0], tokens, mask).mean().item()
         heard = lm.nll(soft[: len(few)], tokens, mask).mean().item()
         return {
             "nats/story": bare,
-            "keywords nats/story": lm_held_out(run, model, lm.tokenizer, weights, few, PREFIX_USUAL)["story"],
+            "keywords nats/story": lm_held_out(
+                run, model, lm.tokenizer, weights, few, PREFIX_USUAL
+            )["story"],
             "bits returned": (bare - heard) / math.log(2),
             "of": entropy / math.log(2),
         }
@@ -681,13 +775,12 @@ def save_half(model, directory: Path) -> None:
     copy.deepcopy(model).half().save_pretrained(directory, safe_serialization=True)
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Autoencoder
-#
-# A convolutional AutoencoderKL, 128 px RGB in [-1, 1] to 8 channels of 16 x 16 latents. It learns on 64 px crops, which
-# are cheap and can be picked where there is something to see; then the encoder is frozen and the decoder is tuned on
-# whole panels, where its group norms see what they will see later. Its sharpness bounds every generated picture.
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Autoencoder  A convolutional AutoencoderKL, 128 px RGB in [-1, 1] to 8 channels of 16 x 16
+# latents. It learns on 64 px crops, which are cheap and can be picked where there is something to
+# see; then the encoder is frozen and the decoder is tuned on whole panels, where its group norms
+# see what they will see later. Its sharpness bounds every generated picture.
+# --------------------------------------------------------------------------------------------------
 
 PANEL_SIZE = 128  # px
 VAE_SHAPE = dict(
@@ -704,10 +797,16 @@ VAE_STORIES = 1000  # 8,000 panels
 VAE_CROP = 64  # px
 VAE_CROP_CHOICES = 2  # crops drawn for each one used: the one with the most detail is kept
 VAE_BATCH = 16
-VAE_LOG_VARIANCE = -6.0  # of the latents at the start: noise of unit variance would drown the signal for long
-VAE_RECIPE = Recipe(steps=3200, learning_rate=2e-3, muon_rate=4e-3, weight_decay=0.0)  # Muon: half AdamW's steps
+VAE_LOG_VARIANCE = (
+    -6.0
+)  # of the latents at the start: noise of unit variance would drown the signal for long
+VAE_RECIPE = Recipe(
+    steps=3200, learning_rate=2e-3, muon_rate=4e-3, weight_decay=0.0
+)  # Muon: half AdamW's steps
 DECODER_BATCH = 4  # whole panels: as many pixels as VAE_BATCH crops
-DECODER_RECIPE = Recipe(steps=500, learning_rate=6e-4, muon_rate=1.5e-3, weight_decay=0.0, ema_decay=0.995)
+DECODER_RECIPE = Recipe(
+    steps=500, learning_rate=6e-4, muon_rate=1.5e-3, weight_decay=0.0, ema_decay=0.995
+)
 KL_WEIGHT = 1e-4  # of the mean KL of one latent element: keeps the latents' scale bounded, costs less than 0.1 dB
 VAE_CHECK_PANELS = 32
 DRAWING_NICENESS = 5
@@ -726,9 +825,12 @@ def draw_stories(path: Path, stories: int, first: int, stride: int) -> None:
 
 
 def open_panels(path: Path, stories: int) -> tuple[np.memmap, np.memmap]:
-    """Memory maps: the panels (stories, beats, 128, 128, 3) uint8, and a mark (stories,) on each drawn story."""
+    """Memory maps: the panels (stories, beats, 128, 128, 3) uint8, and a mark (stories,) on each
+    drawn story."""
     shape = (stories, len(world.BEATS), PANEL_SIZE, PANEL_SIZE, 3)
-    return open_map(path, shape, np.uint8), open_map(path.with_suffix(".marks"), (stories,), np.uint8)
+    return open_map(path, shape, np.uint8), open_map(
+        path.with_suffix(".marks"), (stories,), np.uint8
+    )
 
 
 def open_map(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
@@ -741,14 +843,20 @@ def open_map(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
 
 
 def panel_pool(run: Run, stories: int) -> np.memmap:
-    """The panels of the first `stories` training stories (stories, beats, 128, 128, 3) uint8, drawn on all cores."""
+    """The panels of the first `stories` training stories (stories, beats, 128, 128, 3) uint8, drawn
+    on all cores."""
     path = run.work_dir / "panels.u8"
     panels, marks = open_panels(path, stories)
     if marks.all():
         return panels
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     context = torch.multiprocessing.get_context("spawn")
-    jobs = [context.Process(target=draw_stories, args=(path, stories, i, workers)) for i in range(workers)]
+    jobs = [
+        context.Process(target=draw_stories, args=(path, stories, i, workers))
+        for i in range(workers)
+    ]
     for job in jobs:
         job.start()
     for job in jobs:
@@ -756,18 +864,23 @@ def panel_pool(run: Run, stories: int) -> np.memmap:
             job.join(timeout=LOG_SECONDS)
             print(f"[panels] {int(marks.sum())}/{stories} stories drawn", flush=True)
     if not marks.all():
-        raise RuntimeError(f"{int((marks == 0).sum())} stories of {path} were not drawn: see the error above")
+        raise RuntimeError(
+            f"{int((marks == 0).sum())} stories of {path} were not drawn: see the error above"
+        )
     return panels
 
 
 def one_panel_each(stories: list[world.Story]) -> np.ndarray:
     """A drawn panel of each story (stories, 128, 128, 3) uint8, the beats in turn."""
     beats = len(world.BEATS)
-    return np.stack([world.draw_panel(story, i % beats, PANEL_SIZE) for i, story in enumerate(stories)])
+    return np.stack(
+        [world.draw_panel(story, i % beats, PANEL_SIZE) for i, story in enumerate(stories)]
+    )
 
 
 def to_signal(pixels: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1], channels last in memory (faster convolutions on CPU)."""
+    """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1], channels last in memory (faster
+    convolutions on CPU)."""
     signal = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2).float()
     return (signal / 127.5 - 1).contiguous()
 
@@ -779,14 +892,22 @@ def detail(crop: np.ndarray) -> float:
 
 
 def draw_crops(panels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """VAE_BATCH crops (VAE_BATCH, 64, 64, 3) uint8 at multiples of 8 px (the stride of the latents)."""
+    """VAE_BATCH crops (VAE_BATCH, 64, 64, 3) uint8 at multiples of 8 px (the stride of the
+    latents)."""
     places = (PANEL_SIZE - VAE_CROP) // 8 + 1
 
     def one() -> np.ndarray:
         y, x = 8 * rng.integers(places, size=2)
-        return panels[rng.integers(len(panels)), rng.integers(panels.shape[1]), y : y + VAE_CROP, x : x + VAE_CROP]
+        return panels[
+            rng.integers(len(panels)),
+            rng.integers(panels.shape[1]),
+            y : y + VAE_CROP,
+            x : x + VAE_CROP,
+        ]
 
-    return np.stack([max((one() for _ in range(VAE_CROP_CHOICES)), key=detail) for _ in range(VAE_BATCH)])
+    return np.stack(
+        [max((one() for _ in range(VAE_CROP_CHOICES)), key=detail) for _ in range(VAE_BATCH)]
+    )
 
 
 def draw_whole(panels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -804,7 +925,13 @@ def vae_losses(vae, signal: Tensor) -> dict[str, Tensor]:
     error = vae.decode(posterior.sample()).sample.float() - signal
     l1, mse, edges = error.abs().mean(), error.square().mean(), edge_error(error)
     kl = posterior.kl().mean() / posterior.mean[0].numel()  # nats per latent element
-    return {"loss": l1 + mse + edges + KL_WEIGHT * kl, "l1": l1, "mse": mse, "edges": edges, "kl": kl}
+    return {
+        "loss": l1 + mse + edges + KL_WEIGHT * kl,
+        "l1": l1,
+        "mse": mse,
+        "edges": edges,
+        "kl": kl,
+    }
 
 
 def decoder_losses(vae, signal: Tensor) -> dict[str, Tensor]:
@@ -822,7 +949,9 @@ def reconstruct(run: Run, vae, pixels: np.ndarray, batch: int = 16) -> np.ndarra
     out = []
     for start in range(0, len(pixels), batch):
         with run.autocast():
-            latents = vae.encode(to_signal(pixels[start : start + batch], run.device)).latent_dist.mode()
+            latents = vae.encode(
+                to_signal(pixels[start : start + batch], run.device)
+            ).latent_dist.mode()
             out.append(to_pixels(vae.decode(latents).sample))
     return np.concatenate(out)
 
@@ -848,7 +977,8 @@ def measure_scaling(run: Run, vae, panels: np.ndarray) -> float:
 
 
 def train_vae(run: Run) -> None:
-    """Stage vae: both halves on crops, then the decoder on whole panels; saved in fp16 to output_dir/diffusion/vae."""
+    """Stage vae: both halves on crops, then the decoder on whole panels; saved in fp16 to
+    output_dir/diffusion/vae."""
     from diffusers import AutoencoderKL
 
     panels = panel_pool(run, run.scaled(VAE_STORIES, 20))
@@ -864,14 +994,25 @@ def train_vae(run: Run) -> None:
         return vae_losses(vae, signal("vae crops", step, lambda rng: draw_crops(panels, rng)))
 
     def panel_losses(step: int) -> dict[str, Tensor]:
-        return decoder_losses(vae, signal("vae panels", step, lambda rng: draw_whole(panels, DECODER_BATCH, rng)))
+        return decoder_losses(
+            vae, signal("vae panels", step, lambda rng: draw_whole(panels, DECODER_BATCH, rng))
+        )
 
     def held_out(model) -> dict[str, float]:
         return {"PSNR dB": psnr(check, reconstruct(run, model, check))}
 
-    fit(run, "vae", vae, scaled_recipe(VAE_RECIPE, run.scaled(VAE_RECIPE.steps)), crop_losses, held_out)
+    fit(
+        run,
+        "vae",
+        vae,
+        scaled_recipe(VAE_RECIPE, run.scaled(VAE_RECIPE.steps)),
+        crop_losses,
+        held_out,
+    )
     vae.register_to_config(scaling_factor=measure_scaling(run, vae, panels))
-    save_half(vae, run.output_dir / "diffusion" / "vae")  # its latents are final: the painter may start on them
+    save_half(
+        vae, run.output_dir / "diffusion" / "vae"
+    )  # its latents are final: the painter may start on them
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     recipe = scaled_recipe(DECODER_RECIPE, run.scaled(DECODER_RECIPE.steps))
@@ -879,14 +1020,13 @@ def train_vae(run: Run) -> None:
     save_half(tuned, run.output_dir / "diffusion" / "vae")
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Painter
-#
-# A Stable Diffusion of the storyworld's size: a CLIP text encoder and a UNet, trained together to predict the
-# noise in the latents of a panel from a text that tells it. A text longer than CLIP's 77 tokens is read as
-# several windows of 77, each with its own BOS and EOS, whose states are joined along the sequence; so nothing
-# of a story is cut off. A window that a text does not need is masked.
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Painter  A Stable Diffusion of the storyworld's size: a CLIP text encoder and a UNet, trained
+# together to predict the noise in the latents of a panel from a text that tells it. A text longer
+# than CLIP's 77 tokens is read as several windows of 77, each with its own BOS and EOS, whose
+# states are joined along the sequence; so nothing of a story is cut off. A window that a text does
+# not need is masked.
+# --------------------------------------------------------------------------------------------------
 
 CLIP_VOCABULARY = 1536  # nearly every word of the world is one token, lower-cased
 CLIP_WINDOW = 77  # tokens with BOS and EOS, as in every Stable Diffusion 1.x
@@ -910,15 +1050,20 @@ UNET_SHAPE = dict(
     attention_head_dim=4,  # diffusers' old name for the number of heads
     norm_num_groups=16,
 )
-NOISE_SCHEDULE = dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+NOISE_SCHEDULE = dict(
+    num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear"
+)
 UNET_STORIES = 2000  # 16,000 panels
 UNET_BATCH = 32
-UNET_RECIPE = Recipe(steps=2000, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.998)
+UNET_RECIPE = Recipe(
+    steps=2000, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.998
+)
 READER_BATCH = 32
 READER_RECIPE = Recipe(steps=800, learning_rate=2e-3, weight_decay=0.01)
 NO_TEXT_SHARE = 0.1  # for classifier-free guidance
-# A step's weight is SNR^-1/2: at equal weights (or with min-SNR, which only lowers those of nearly clean latents) what
-# the words decide, the large shapes and colours, is a thousandth of the loss, and the painter does not learn to listen.
+# A step's weight is SNR^-1/2: at equal weights (or with min-SNR, which only lowers those of nearly
+# clean latents) what the words decide, the large shapes and colours, is a thousandth of the loss,
+# and the painter does not learn to listen.
 MOST_WEIGHT = 20.0
 ENCODING_BATCH = 8  # stories
 UNET_CHECK_PANELS = 64
@@ -950,9 +1095,11 @@ def train_clip_tokenizer(texts: Iterator[str], size: int = CLIP_VOCABULARY):
 
 
 def text_windows(tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Token ids (B, W, 77), W as the longest text needs, and which windows are a text's own, (B, W) bool.
+    """Token ids (B, W, 77), W as the longest text needs, and which windows are a text's own, (B, W)
+    bool.
 
-    A text is cut every 75 tokens; within a window EOS pads, as in Stable Diffusion; every text has one window.
+    A text is cut every 75 tokens; within a window EOS pads, as in Stable Diffusion; every text has
+    one window.
     """
     inner = CLIP_WINDOW - 2
     rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -970,14 +1117,18 @@ def text_windows(tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def text_states(text_encoder, ids: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Windows (B, W, 77) and their owners (B, W) to states (B, W * 77, E) and their mask (B, W * 77) bool."""
+    """Windows (B, W, 77) and their owners (B, W) to states (B, W * 77, E) and their mask (B, W *
+    77) bool."""
     states = text_encoder(ids[own]).last_hidden_state  # (own windows, 77, E)
-    joined = states.new_zeros(*ids.shape, states.shape[-1]).index_put((own,), states)  # (B, W, 77, E)
+    joined = states.new_zeros(*ids.shape, states.shape[-1]).index_put(
+        (own,), states
+    )  # (B, W, 77, E)
     return joined.flatten(1, 2), own.repeat_interleave(ids.shape[2], dim=1)
 
 
 def panel_text(story: world.Story, rng: random.Random) -> tuple[str, int]:
-    """A text and the beat whose panel it tells: all the ways in which a painter is asked for a picture."""
+    """A text and the beat whose panel it tells: all the ways in which a painter is asked for a
+    picture."""
     last = len(story.beats) - 1
     way, beat = rng.random(), rng.randint(0, last)
     if way < 0.35:
@@ -999,7 +1150,8 @@ class Painter(nn.Module):
         self.text_encoder, self.unet = text_encoder, unet
 
     def forward(self, noisy: Tensor, timesteps: Tensor, ids: Tensor, own: Tensor) -> Tensor:
-        """The noise (B, L, 16, 16) in `noisy` at `timesteps` (B,), given the text windows (B, W, 77)."""
+        """The noise (B, L, 16, 16) in `noisy` at `timesteps` (B,), given the text windows (B, W,
+        77)."""
         states, mask = text_states(self.text_encoder, ids, own)
         return self.unet(noisy, timesteps, states, encoder_attention_mask=mask).sample
 
@@ -1022,7 +1174,9 @@ def load_vae(run: Run):
     """The finished autoencoder, in fp32, frozen."""
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(run.output_dir / "diffusion" / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(
+        run.output_dir / "diffusion" / "vae", torch_dtype=torch.float32
+    )
     return vae.to(run.device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
@@ -1055,13 +1209,19 @@ def latent_pool(run: Run, vae, panels: np.ndarray) -> np.memmap:
 
 
 def stratified_timesteps(count: int, total: int, device: torch.device) -> Tensor:
-    """`count` timesteps (count,) in [0, total), one from each of `count` equal bins: less variance in the loss."""
+    """`count` timesteps (count,) in [0, total), one from each of `count` equal bins: less variance
+    in the loss."""
     return ((torch.arange(count) + torch.rand(count)) * total / count).long().to(device)
 
 
-def noise_errors(painter: Painter, scheduler, latents: Tensor, ids: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared epsilon error of each example, mean over the latent's elements (B,), and its weight (B,)."""
-    timesteps = stratified_timesteps(len(latents), scheduler.config.num_train_timesteps, latents.device)
+def noise_errors(
+    painter: Painter, scheduler, latents: Tensor, ids: Tensor, own: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Squared epsilon error of each example, mean over the latent's elements (B,), and its weight
+    (B,)."""
+    timesteps = stratified_timesteps(
+        len(latents), scheduler.config.num_train_timesteps, latents.device
+    )
     noise = torch.randn_like(latents)
     predicted = painter(scheduler.add_noise(latents, noise, timesteps), timesteps, ids, own).float()
     kept = scheduler.alphas_cumprod.to(latents.device)[timesteps]
@@ -1070,7 +1230,8 @@ def noise_errors(painter: Painter, scheduler, latents: Tensor, ids: Tensor, own:
 
 
 class PainterCheck:
-    """Held-out epsilon error with the panels' own texts and with others': a painter that listens tells them apart."""
+    """Held-out epsilon error with the panels' own texts and with others': a painter that listens
+    tells them apart."""
 
     def __init__(self, run: Run, vae, tokenizer, scheduler, count: int) -> None:
         self.run, self.scheduler = run, scheduler
@@ -1093,8 +1254,8 @@ class PainterCheck:
 
 
 class Reader(nn.Module):
-    """The text encoder and a head for each factor that pictures show, (B, values), on the mean of its states: what
-    attention that has not learned to choose gets to see."""
+    """The text encoder and a head for each factor that pictures show, (B, values), on the mean of
+    its states: what attention that has not learned to choose gets to see."""
 
     def __init__(self, text_encoder: nn.Module) -> None:
         super().__init__()
@@ -1104,13 +1265,18 @@ class Reader(nn.Module):
 
     def forward(self, ids: Tensor, own: Tensor) -> tuple[Tensor, ...]:
         states, mask = text_states(self.text_encoder, ids, own)  # (B, W * 77, E)
-        mean = states.sum(1) / mask.sum(1, keepdim=True)  # windows that a text does not need are zero
+        mean = states.sum(1) / mask.sum(
+            1, keepdim=True
+        )  # windows that a text does not need are zero
         return self.heads(mean).split(self.sizes, dim=1)
 
 
-def pretrain_text_encoder(run: Run, tokenizer, stories: list[world.Story], text_encoder: nn.Module) -> None:
-    """Teaches the text encoder to read what a picture would show, as CLIP's own training does for Stable Diffusion:
-    a UNet that gets meaningless states learns to paint without them, and to listen only much later."""
+def pretrain_text_encoder(
+    run: Run, tokenizer, stories: list[world.Story], text_encoder: nn.Module
+) -> None:
+    """Teaches the text encoder to read what a picture would show, as CLIP's own training does for
+    Stable Diffusion: a UNet that gets meaningless states learns to paint without them, and to
+    listen only much later."""
     reader = Reader(text_encoder).to(run.device)
     labels = torch.from_numpy(factor_labels(stories))
 
@@ -1121,16 +1287,25 @@ def pretrain_text_encoder(run: Run, tokenizer, stories: list[world.Story], text_
         ids, own = (x.to(run.device) for x in text_windows(tokenizer, list(texts)))
         wanted = labels[chosen, list(beats)].to(run.device)
         losses = [
-            F.cross_entropy(logits.float(), wanted[:, column], ignore_index=NOT_SHOWN, reduction="sum")
+            F.cross_entropy(
+                logits.float(), wanted[:, column], ignore_index=NOT_SHOWN, reduction="sum"
+            )
             for column, logits in enumerate(reader(ids, own))
         ]
         return {"loss": sum(losses) / (wanted != NOT_SHOWN).sum()}
 
-    fit(run, "reader", reader, scaled_recipe(READER_RECIPE, run.scaled(READER_RECIPE.steps)), losses_at)
+    fit(
+        run,
+        "reader",
+        reader,
+        scaled_recipe(READER_RECIPE, run.scaled(READER_RECIPE.steps)),
+        losses_at,
+    )
 
 
 def train_unet(run: Run) -> None:
-    """Stage unet: text encoder and UNet on the autoencoder's latents; the pipeline goes to output_dir/diffusion."""
+    """Stage unet: text encoder and UNet on the autoencoder's latents; the pipeline goes to
+    output_dir/diffusion."""
     from diffusers import DDPMScheduler
 
     count = run.scaled(UNET_STORIES, 20)
@@ -1173,16 +1348,18 @@ def save_pipeline(run: Run, tokenizer, painter: Painter) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.vae.register_to_config(_name_or_path="")  # where it was loaded from is nobody's business
-    pipeline.to(torch.float16).save_pretrained(run.output_dir / "diffusion", safe_serialization=True)
+    pipeline.vae.register_to_config(
+        _name_or_path=""
+    )  # where it was loaded from is nobody's business
+    pipeline.to(torch.float16).save_pretrained(
+        run.output_dir / "diffusion", safe_serialization=True
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Storyboard
-#
-# The checkpoint that `generate` uses when it is given none: the documented commands, word for word, and of what they
-# leave the trained tensors without the optimizer's state.
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Storyboard  The checkpoint that `generate` uses when it is given none: the documented commands,
+# word for word, and of what they leave the trained tensors without the optimizer's state.
+# --------------------------------------------------------------------------------------------------
 
 
 STORYBOARD_STORIES = 12_000  # for the prior, which learns 2,000 by heart
@@ -1190,7 +1367,8 @@ STORYBOARD_STEPS = 1500  # of all parts, and at the end of the prior alone
 
 
 def train_storyboard(run: Run) -> None:
-    """Stage storyboard: output_dir/storyboard.pt, trained on the backbones that stand beside this script."""
+    """Stage storyboard: output_dir/storyboard.pt, trained on the backbones that stand beside this
+    script."""
     data, folder = str(run.work_dir / "stories"), run.work_dir / "storyboard"
     stories, steps = (str(run.scaled(count)) for count in (STORYBOARD_STORIES, STORYBOARD_STEPS))
     drawing = ["--source", "storyworld", "--data_root", data, "--max_train_samples", stories]
@@ -1201,17 +1379,21 @@ def train_storyboard(run: Run) -> None:
     subprocess.run([sys.executable, ROOT / "story_generative_model.py", *training], check=True)
     checkpoint = torch.load(sgm.list_checkpoints(folder)[-1], weights_only=True)
     defaults = sgm.Config(preset="storyworld")
-    places = {name: getattr(defaults, name) for name in ("data_root", "output_dir", "resume_from_checkpoint")}
-    kept = {key: checkpoint[key] for key in sgm.CHECKPOINT_KEYS} | {"config": checkpoint["config"] | places}
+    places = {
+        name: getattr(defaults, name)
+        for name in ("data_root", "output_dir", "resume_from_checkpoint")
+    }
+    kept = {key: checkpoint[key] for key in sgm.CHECKPOINT_KEYS} | {
+        "config": checkpoint["config"] | places
+    }
     sgm.save_checkpoint(run.output_dir / "storyboard.pt", kept)
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Probe
-#
-# Reads the story's factors off a picture, so that "the picture shows the story" is a number. It learns from
-# drawn panels, a quarter of them passed through the autoencoder, some blurred or noisy: generated pictures look so.
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Probe  Reads the story's factors off a picture, so that "the picture shows the story" is a number.
+# It learns from drawn panels, a quarter of them passed through the autoencoder, some blurred or
+# noisy: generated pictures look so.
+# --------------------------------------------------------------------------------------------------
 
 PROBE_STORIES = VAE_STORIES
 PROBE_BATCH = 32
@@ -1225,12 +1407,15 @@ PROBE_CHECK_STORIES = 64
 
 @torch.no_grad()
 def look_generated(run: Run, vae, signal: Tensor, latents: Tensor) -> Tensor:
-    """[-1, 1] panels (B, 3, 128, 128) to [0, 1] pictures that look generated: the first M reconstructed from their
-    latents (M, L, 16, 16) with some noise, then some blurred, all a little noisy."""
+    """[-1, 1] panels (B, 3, 128, 128) to [0, 1] pictures that look generated: the first M
+    reconstructed from their latents (M, L, 16, 16) with some noise, then some blurred, all a little
+    noisy."""
     with run.autocast():
         noise = torch.randn_like(latents) * torch.rand(len(latents), 1, 1, 1, device=latents.device)
         latents = (latents + PROBE_LATENT_NOISE * noise) / vae.config.scaling_factor
-        signal = torch.cat([vae.decode(latents).sample.float().clamp(-1, 1), signal[len(latents) :]])
+        signal = torch.cat(
+            [vae.decode(latents).sample.float().clamp(-1, 1), signal[len(latents) :]]
+        )
     blurred = F.interpolate(F.avg_pool2d(signal, 2), scale_factor=2, mode="bilinear")
     chosen = torch.rand(len(signal), 1, 1, 1, device=signal.device) < PROBE_BLURRED
     signal = torch.where(chosen, blurred, signal)
@@ -1243,13 +1428,18 @@ def probe_losses(probe: Probe, pictures: Tensor, labels: Tensor) -> dict[str, Te
     losses = {}
     for column, (factor, logits) in enumerate(probe(pictures).items()):
         shown = (labels[:, column] != NOT_SHOWN).sum().clamp(min=1)
-        total = F.cross_entropy(logits.float(), labels[:, column], ignore_index=NOT_SHOWN, reduction="sum")
+        total = F.cross_entropy(
+            logits.float(), labels[:, column], ignore_index=NOT_SHOWN, reduction="sum"
+        )
         losses[factor] = total / shown
     return {"loss": torch.stack(list(losses.values())).mean()}
 
 
-def probe_accuracy(run: Run, probe: Probe, pixels: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Share of right readings per factor, of uint8 pictures (N, 128, 128, 3) that show `labels` (N, factors)."""
+def probe_accuracy(
+    run: Run, probe: Probe, pixels: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    """Share of right readings per factor, of uint8 pictures (N, 128, 128, 3) that show `labels` (N,
+    factors)."""
     right: dict[str, list[bool]] = {factor: [] for factor in probe.heads}
     for start in range(0, len(pixels), 32):
         part = slice(start, start + 32)
@@ -1265,7 +1455,9 @@ def probe_accuracy(run: Run, probe: Probe, pixels: np.ndarray, labels: np.ndarra
 def all_panels(stories: list[world.Story]) -> np.ndarray:
     """Every panel of the stories (stories * beats, 128, 128, 3) uint8."""
     beats = range(len(world.BEATS))
-    return np.stack([np.asarray(world.draw_panel(s, beat, PANEL_SIZE)) for s in stories for beat in beats])
+    return np.stack(
+        [np.asarray(world.draw_panel(s, beat, PANEL_SIZE)) for s in stories for beat in beats]
+    )
 
 
 def train_probe(run: Run) -> None:
@@ -1283,7 +1475,10 @@ def train_probe(run: Run) -> None:
 
     def losses_at(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng(seed_of(run.seed, "probe batch", step))
-        index, beat = rng.integers(count, size=PROBE_BATCH), rng.integers(panels.shape[1], size=PROBE_BATCH)
+        index, beat = (
+            rng.integers(count, size=PROBE_BATCH),
+            rng.integers(panels.shape[1], size=PROBE_BATCH),
+        )
         coded = torch.from_numpy(latents[index, beat][:PROBE_RECONSTRUCTED]).to(run.device).float()
         pictures = look_generated(run, vae, to_signal(panels[index, beat], run.device), coded)
         return probe_losses(probe, pictures, torch.from_numpy(labels[index, beat]).to(run.device))
@@ -1293,15 +1488,15 @@ def train_probe(run: Run) -> None:
 
     recipe = scaled_recipe(PROBE_RECIPE, run.scaled(PROBE_RECIPE.steps))
     fitted = fit(run, "probe", probe, recipe, losses_at, held_out)
-    write_atomically(run.output_dir / "probe.safetensors", lambda partial: save_probe(fitted, partial))
+    write_atomically(
+        run.output_dir / "probe.safetensors", lambda partial: save_probe(fitted, partial)
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Report
-#
-# Measures the finished weights on held-out stories and writes the model card and a sheet of pictures. It loads
-# what was shipped, fp16 rounding included, and nothing of the training.
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Report  Measures the finished weights on held-out stories and writes the model card and a sheet of
+# pictures. It loads what was shipped, fp16 rounding included, and nothing of the training.
+# --------------------------------------------------------------------------------------------------
 
 REPORT_STORIES = 512  # for the language model
 REPORT_PANELS = 256  # for the autoencoder and the probe
@@ -1355,7 +1550,9 @@ of stories that stay with what the prompt says, and of pictures that show it.
 |---|---|---|
 {obeyed}
 """
-CARD_HISTORY = "\n## How these weights came about\n"  # no figure of the weights: written by hand, and kept
+CARD_HISTORY = (
+    "\n## How these weights came about\n"  # no figure of the weights: written by hand, and kept
+)
 
 
 @dataclass
@@ -1369,19 +1566,24 @@ class Shipped:
 
 def load_shipped(run: Run) -> Shipped:
     checkpoint = sgm.load_checkpoint(run.output_dir / "storyboard.pt")
-    backbones = dict(lm_model=str(run.output_dir / "lm"), diffusion_model=str(run.output_dir / "diffusion"))
+    backbones = dict(
+        lm_model=str(run.output_dir / "lm"), diffusion_model=str(run.output_dir / "diffusion")
+    )
     config = dataclasses.replace(checkpoint["config"], **backbones)
     model = sgm.load_model(checkpoint, config, run.device, torch.float32)
     return Shipped(model, config, load_probe(run.output_dir / "probe.safetensors").to(run.device))
 
 
 def paint(shipped: Shipped, texts: list[str]) -> np.ndarray:
-    """One generated picture per text, (N, 128, 128, 3) uint8; texts of any length; the seed is the text's number."""
+    """One generated picture per text, (N, 128, 128, 3) uint8; texts of any length; the seed is the
+    text's number."""
     pictures = []
     for start in range(0, len(texts), REPORT_BATCH):
         part = texts[start : start + REPORT_BATCH]
         condition = shipped.model.diffusion.encode_texts(part)
-        pictures += shipped.model.diffusion.paint(*condition, shipped.config, list(range(start, start + len(part))))
+        pictures += shipped.model.diffusion.sample_images(
+            *condition, shipped.config, list(range(start, start + len(part)))
+        )
     return np.stack([np.asarray(picture) for picture in pictures])
 
 
@@ -1394,10 +1596,15 @@ def named(text: str, values: tuple[str, ...]) -> list[str]:
 def report_lm(run: Run, shipped: Shipped) -> tuple[list[str], float]:
     """Table rows of the NLL without and with a prefix; the world's own nats per story."""
     stories, lm = [report_story(i) for i in range(run.scaled(REPORT_STORIES))], shipped.model.lm
-    sample = story_ids(lm.tokenizer, [train_story(i) for i in range(run.scaled(LM_TOKENIZER_STORIES, 200))])
+    sample = story_ids(
+        lm.tokenizer, [train_story(i) for i in range(run.scaled(LM_TOKENIZER_STORIES, 200))]
+    )
     weights = informativeness(sample, len(lm.tokenizer))
     rows = []
-    for name, length in (("without a prefix", 0), (f"after {PREFIX_USUAL} prefix words", PREFIX_USUAL)):
+    for name, length in (
+        ("without a prefix", 0),
+        (f"after {PREFIX_USUAL} prefix words", PREFIX_USUAL),
+    ):
         with torch.no_grad():
             nll = lm_held_out(run, lm.model, lm.tokenizer, weights, stories, length)
         rows.append(f"| {name} | {nll['story']:.1f} | {nll['token']:.3f} |")
@@ -1405,7 +1612,8 @@ def report_lm(run: Run, shipped: Shipped) -> tuple[list[str], float]:
 
 
 def report_factors(run: Run, shipped: Shipped) -> list[str]:
-    """Table rows: the probe's accuracy on drawn panels, on whole stories' pictures, on single beats' pictures."""
+    """Table rows: the probe's accuracy on drawn panels, on whole stories' pictures, on single
+    beats' pictures."""
     beats, last = len(world.BEATS), len(world.BEATS) - 1
     count = run.scaled(REPORT_PICTURES, 8)
     stories = [report_story(i) for i in range(count)]
@@ -1414,11 +1622,18 @@ def report_factors(run: Run, shipped: Shipped) -> list[str]:
     drawn = probe_accuracy(run, shipped.probe, one_panel_each(stories), drawn_labels)
     whole = paint(shipped, [story.text for story in stories])
     whole = probe_accuracy(run, shipped.probe, whole, labels[:, last])
-    texts = [story.beats[i % beats] for i, story in enumerate(stories[: run.scaled(REPORT_BEATS, 8)])]
+    texts = [
+        story.beats[i % beats] for i, story in enumerate(stories[: run.scaled(REPORT_BEATS, 8)])
+    ]
     single = paint(shipped, texts)
-    single = probe_accuracy(run, shipped.probe, single, only_named(drawn_labels[: len(texts)], texts))
+    single = probe_accuracy(
+        run, shipped.probe, single, only_named(drawn_labels[: len(texts)], texts)
+    )
     columns = (drawn, whole, single)
-    return ["| " + " | ".join([f, *(share(column.get(f)) for column in columns)]) + " |" for f in SEEN_FACTORS]
+    return [
+        "| " + " | ".join([f, *(share(column.get(f)) for column in columns)]) + " |"
+        for f in SEEN_FACTORS
+    ]
 
 
 def only_named(labels: np.ndarray, texts: list[str]) -> np.ndarray:
@@ -1447,8 +1662,9 @@ def telling_prompts(count: int) -> list[world.Story]:
 
 
 def keeps(text: str, story: world.Story, factor: str) -> bool:
-    """Whether a continued prompt stays with the prompt's value: it comes up again after the prompt, and no other
-    value takes its place (species: besides the helper's; colour: before the hero's species)."""
+    """Whether a continued prompt stays with the prompt's value: it comes up again after the prompt,
+    and no other value takes its place (species: besides the helper's; colour: before the hero's
+    species)."""
     value, rest = story.factors[factor], text[len(story.prompt) :]
     others = tuple(v for v in world.FACTORS[factor] if v != value)
     if factor == "object":
@@ -1459,30 +1675,45 @@ def keeps(text: str, story: world.Story, factor: str) -> bool:
 
 
 def report_prompts(run: Run, shipped: Shipped) -> list[str]:
-    """Table rows: what `generate` makes of prompts, its defaults and a seed for each: does the story keep what the
-    prompt names, and does its picture show it."""
+    """Table rows: what `generate` makes of prompts, its defaults and a seed for each: does the
+    story keep what the prompt names, and does its picture show it."""
     stories = telling_prompts(run.scaled(REPORT_PROMPTS, 4))
     prompts, made = [story.prompt for story in stories], []
     for start in range(0, len(prompts), REPORT_BATCH):
         part = prompts[start : start + REPORT_BATCH]
-        made += sgm.illustrate(shipped.model, shipped.config, part, list(range(start, start + len(part))))
+        made += sgm.illustrate(
+            shipped.model, shipped.config, part, list(range(start, start + len(part)))
+        )
     pictures = np.stack([np.asarray(one.panels[0].image) for one in made])
-    seen = probe_accuracy(run, shipped.probe, pictures, factor_labels(stories)[:, len(world.BEATS) - 1])
-    said = {f: np.mean([keeps(one.story, story, f) for one, story in zip(made, stories)]) for f in PROMPT_FACTORS}
-    return [f"| {factor} | {share(said[factor])} | {share(seen[factor])} |" for factor in PROMPT_FACTORS]
+    seen = probe_accuracy(
+        run, shipped.probe, pictures, factor_labels(stories)[:, len(world.BEATS) - 1]
+    )
+    said = {
+        f: np.mean([keeps(one.story, story, f) for one, story in zip(made, stories)])
+        for f in PROMPT_FACTORS
+    }
+    return [
+        f"| {factor} | {share(said[factor])} | {share(seen[factor])} |" for factor in PROMPT_FACTORS
+    ]
 
 
 def write_sheet(run: Run, shipped: Shipped, path: Path) -> None:
-    """SHEET_ROWS pairs of rows: drawn endings, and below each the picture generated from the story's text."""
+    """SHEET_ROWS pairs of rows: drawn endings, and below each the picture generated from the
+    story's text."""
     from PIL import Image
 
     stories = [report_story(i) for i in range(SHEET_COLUMNS * SHEET_ROWS)]
-    drawn = [np.asarray(world.draw_panel(story, len(story.beats) - 1, PANEL_SIZE)) for story in stories]
+    drawn = [
+        np.asarray(world.draw_panel(story, len(story.beats) - 1, PANEL_SIZE)) for story in stories
+    ]
     painted = paint(shipped, [story.text for story in stories])
     rows = []
     for start in range(0, len(stories), SHEET_COLUMNS):
         part = slice(start, start + SHEET_COLUMNS)
-        rows += [np.concatenate(list(drawn[part]), axis=1), np.concatenate(list(painted[part]), axis=1)]
+        rows += [
+            np.concatenate(list(drawn[part]), axis=1),
+            np.concatenate(list(painted[part]), axis=1),
+        ]
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
@@ -1502,7 +1733,9 @@ def part_rows(run: Run, shipped: Shipped) -> list[str]:
         place = run.output_dir / folder
         files = [place] if place.is_file() else list(place.glob("*.safetensors"))
         megabytes = sum(file.stat().st_size for file in files) / 1e6
-        rows.append(f"| {name} | `{folder}` | {sum(p.numel() for p in model.parameters()):,} | {megabytes:.1f} |")
+        rows.append(
+            f"| {name} | `{folder}` | {sum(p.numel() for p in model.parameters()):,} | {megabytes:.1f} |"
+        )
     return rows
 
 
@@ -1540,9 +1773,9 @@ def write_report(run: Run) -> None:
     print(card, flush=True)
 
 
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Command line
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 STAGES = {
     "words": train_words,
@@ -1553,11 +1786,15 @@ STAGES = {
     "storyboard": train_storyboard,
     "report": write_report,
 }
-CHAINS = (("words", "lm"), ("vae", "unet", "probe"))  # neither needs the other: models this small fill no two cores
+CHAINS = (
+    ("words", "lm"),
+    ("vae", "unet", "probe"),
+)  # neither needs the other: models this small fill no two cores
 
 
 def run_side_by_side(arguments: argparse.Namespace, chains: list[list[str]]) -> None:
-    """Each chain of stages in a process of its own, with its share of the cores. If one fails, the other is ended."""
+    """Each chain of stages in a process of its own, with its share of the cores. If one fails, the
+    other is ended."""
     threads = str(max(1, (os.cpu_count() or 1) // len(chains)))
     names = ("work_dir", "output_dir", "seed", "device", "scale", "mixed_precision")
     same = [word for name in names for word in (f"--{name}", str(getattr(arguments, name)))]
@@ -1571,7 +1808,9 @@ def run_side_by_side(arguments: argparse.Namespace, chains: list[list[str]]) -> 
         for child in children:
             child.terminate()
     if any(child.wait() for child in children):
-        sys.exit("stopped: a stage failed, see above; the same command goes on from its last checkpoint")
+        sys.exit(
+            "stopped: a stage failed, see above; the same command goes on from its last checkpoint"
+        )
 
 
 def choose_device(name: str) -> torch.device:
@@ -1581,7 +1820,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies in bf16; a processor that imitates it takes fifteen times as long."""
+    """Whether the device multiplies in bf16; a processor that imitates it takes fifteen times as
+    long."""
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else sgm.cpu_has_bf16()
 
 
@@ -1597,14 +1837,23 @@ def quiet_libraries() -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the storyworld's embedded backbones.")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to make")
-    parser.add_argument("--work_dir", type=Path, default=HERE / "work", help="checkpoints and drawn panels")
+    parser.add_argument(
+        "--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to make"
+    )
+    parser.add_argument(
+        "--work_dir", type=Path, default=HERE / "work", help="checkpoints and drawn panels"
+    )
     parser.add_argument("--output_dir", type=Path, default=HERE, help="the finished weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--scale", type=float, default=1.0, help="times all step and example counts, for rehearsals")
     parser.add_argument(
-        "--mixed_precision", choices=("auto", "bf16", "no"), default="auto", help="auto: bf16 where the device has it"
+        "--scale", type=float, default=1.0, help="times all step and example counts, for rehearsals"
+    )
+    parser.add_argument(
+        "--mixed_precision",
+        choices=("auto", "bf16", "no"),
+        default="auto",
+        help="auto: bf16 where the device has it",
     )
     return parser.parse_args(argv)
 
@@ -1618,7 +1867,9 @@ def main(argv: list[str] | None = None) -> None:
         seed=arguments.seed,
         scale=arguments.scale,
         device=device,
-        bf16=has_bf16(device) if arguments.mixed_precision == "auto" else arguments.mixed_precision == "bf16",
+        bf16=has_bf16(device)
+        if arguments.mixed_precision == "auto"
+        else arguments.mixed_precision == "bf16",
     )
     run.work_dir.mkdir(parents=True, exist_ok=True)
     unfinished = [stage for stage in arguments.stages if not run.done(stage).exists()]

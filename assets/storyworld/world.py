@@ -20,7 +20,6 @@ the seed varies moves by 1/16 of the picture among few choices, so that a small 
 Contents: 1 Factors     2 Phrases         3 Openings    4 Beats                5 Grammar
           6 Colours     7 Interpreter     8 Characters  9 Objects and props   10 Backdrops   11 Panels
 """
-# ruff: noqa: E501  (in the tables a wording or a shape is one line, however long)
 
 import functools
 import math
@@ -31,12 +30,38 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 1. Factors. The order of the values is the class index everywhere.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
-HE = ("Pip", "Milo", "Oscar", "Finn", "Hugo", "Leo", "Toby", "Max", "Otto", "Jasper", "Felix", "Sam")
-SHE = ("Luna", "Nora", "Ruby", "Hazel", "Wren", "Ivy", "Daisy", "Mia", "Clara", "Zoe", "Poppy", "Tilly")
+HE = (
+    "Pip",
+    "Milo",
+    "Oscar",
+    "Finn",
+    "Hugo",
+    "Leo",
+    "Toby",
+    "Max",
+    "Otto",
+    "Jasper",
+    "Felix",
+    "Sam",
+)
+SHE = (
+    "Luna",
+    "Nora",
+    "Ruby",
+    "Hazel",
+    "Wren",
+    "Ivy",
+    "Daisy",
+    "Mia",
+    "Clara",
+    "Zoe",
+    "Poppy",
+    "Tilly",
+)
 NAMES = dict.fromkeys(HE, "he") | dict.fromkeys(SHE, "she")
 COLOURS = {
     "red": (214, 48, 49),
@@ -50,7 +75,9 @@ COLOURS = {
 }
 SPECIES = ("fox", "rabbit", "bear", "cat", "mouse", "frog", "owl", "turtle")
 # A helper wears its species' own colour, which no text mentions.
-NATURAL = dict(zip(SPECIES, ("orange", "white", "brown", "yellow", "pink", "blue", "purple", "red")))
+NATURAL = dict(
+    zip(SPECIES, ("orange", "white", "brown", "yellow", "pink", "blue", "purple", "red"))
+)
 
 FACTORS = {
     "species": SPECIES,
@@ -80,9 +107,9 @@ FACTORS = {
 }
 BEATS = ("opening", "wish", "problem", "despair", "helper", "way out", "thanks", "ending")
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 2. Phrases that follow from a factor: slot -> (factor, {value: template}).
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 PRONOUNS = {
     "he": {"he": "he", "him": "him", "his": "his"},
@@ -113,7 +140,9 @@ THAT_WHEN = {
     "evening": "[that|on that] {weather} {time}",
     "night": "[that|on that] {weather} {time}",
 }
-MOMENT = dict.fromkeys(FACTORS["time"], "a {weather} {time}") | {"noon": "{time} on a {weather} day"}
+MOMENT = dict.fromkeys(FACTORS["time"], "a {weather} {time}") | {
+    "noon": "{time} on a {weather} day"
+}
 IN_PLACE = dict.fromkeys(FACTORS["place"], "in the {place}") | {
     "beach": "on the {place}",
     "mountain": "on the {place}",
@@ -339,9 +368,9 @@ PHRASES = {
     "party": ("ending", PARTY),
 }
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 3. Openings: what a person might type. One without final punctuation gets a full stop.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 # group -> (weight, templates)
 OPENINGS = {
@@ -456,7 +485,8 @@ OPENINGS = {
     ),
 }
 
-# The sentence after the opening, by what the opening said of the hero. `{scene}` says when, and where if that is new.
+# The sentence after the opening, by what the opening said of the hero. `{scene}` says when, and
+# where if that is new.
 INTRODUCTIONS = {
     "nothing": (
         "{scene}, a {trait} {colour} {species} named {name} [looked out and sighed|sat thinking|was wide awake].",
@@ -494,9 +524,9 @@ INTRODUCTIONS = {
     ),
 }
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 4. Beats 1 to 7.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 WISHES = (
     "{name} had [just one|only one|a secret] wish. More than anything, {he} wanted a {fine_object} {use}.",
@@ -594,13 +624,14 @@ ENDINGS = (
 # beat -> templates, in the order of BEATS[1:]
 LATER_BEATS = dict(zip(BEATS[1:], (WISHES, PROBLEMS, DESPAIRS, HELPERS, WAYS_OUT, THANKS, ENDINGS)))
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 5. The grammar.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
 SLOT = re.compile(r"\{(\w+)\}")
-# "a" in front of a vowel; no noun or adjective of the tables is an exception such as "hour" or "unicorn".
+# "a" in front of a vowel; no noun or adjective of the tables is an exception such as "hour" or
+# "unicorn".
 ARTICLE = re.compile(r"\b([Aa])(?= \"?[aeiou])")
 # Not after a quoted "!" or "?", where the same sentence goes on: "Ready?" said the bear.
 SENTENCE_START = re.compile(r"(?:^|[.!?] |\.\" )\"?[a-z]")
@@ -609,7 +640,8 @@ LOWER_CASE_PERCENT = 12
 
 @dataclass(frozen=True)
 class Story:
-    """One story: its factors, the line that opens it, and the text of its eight beats (the first begins with `prompt`).
+    """One story: its factors, the line that opens it, and the text of its eight beats (the first
+    begins with `prompt`).
 
     `nats` is -log of the probability of all the choices made for factors and wordings.
     """
@@ -645,7 +677,8 @@ class Chooser:
 
 
 class Writer:
-    """Expands templates for one set of factors and keeps in `said` which slots went into the text so far."""
+    """Expands templates for one set of factors and keeps in `said` which slots went into the text
+    so far."""
 
     def __init__(self, chooser: Chooser, factors: dict[str, str]):
         self.chooser = chooser
@@ -657,7 +690,8 @@ class Writer:
         self.slots["nice"] = chooser.pick(NICE)
 
     def expand(self, template: str) -> str:
-        # Alternatives first: the slots of a part that was not chosen must not count as said, nor cost nats.
+        # Alternatives first: the slots of a part that was not chosen must not count as said, nor
+        # cost nats.
         chosen = ALTERNATIVES.sub(lambda match: self.chooser.pick(match[1].split("|")), template)
         return SLOT.sub(self.fill, chosen)
 
@@ -672,7 +706,8 @@ class Writer:
 
 
 def sample_factors(chooser: Chooser) -> dict[str, str]:
-    """Every factor uniform and independent, but for the helper, which is another species than the hero."""
+    """Every factor uniform and independent, but for the helper, which is another species than the
+    hero."""
     factors = {}
     for factor, values in FACTORS.items():
         if factor == "helper":
@@ -692,7 +727,8 @@ def write_opening(writer: Writer) -> str:
 
 
 def write_introduction(writer: Writer) -> str:
-    """Who the hero is, where and when: all that the opening left out, and the species and colour once more."""
+    """Who the hero is, where and when: all that the opening left out, and the species and colour
+    once more."""
     said = writer.said
     when = ("{when}", "{that_when}", "[{that_when}|just then]")[len(said & {"time", "weather"})]
     writer.slots["scene"] = when if "place" in said else when + " {in_place}"
@@ -708,14 +744,15 @@ def write_story(seed: int) -> Story:
     opening = write_opening(writer)
     beats = [f"{opening} {write_introduction(writer)}"]
     beats += [writer.write(templates) for templates in LATER_BEATS.values()]
-    # People often leave out the full stop. The text is the same either way, so this choice costs no nats.
+    # People often leave out the full stop. The text is the same either way, so this choice costs no
+    # nats.
     bare = opening.endswith(".") and chooser.rng.random() < 0.5
     return Story(seed, factors, opening[:-1] if bare else opening, tuple(beats), chooser.nats)
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 6. Colours.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 Colour = tuple[int, int, int]
 Inks = dict[str, Colour]
@@ -752,14 +789,15 @@ def shades(main: Colour) -> Inks:
     }
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 7. The interpreter.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Spot:
-    """Where a table goes: its origin and unit length in picture widths, flipped (-1) or not, leaning or not."""
+    """Where a table goes: its origin and unit length in picture widths, flipped (-1) or not,
+    leaning or not."""
 
     x: float
     y: float
@@ -776,7 +814,8 @@ class Canvas:
         self.draw = ImageDraw.Draw(image)
 
     def paint(self, rows, spot: Spot, inks: Inks, outline: float = 0.0) -> None:
-        """Draws the rows in order, over their common silhouette grown by `outline` (picture widths)."""
+        """Draws the rows in order, over their common silhouette grown by `outline` (picture
+        widths)."""
         passes = (outline, 0.0) if outline else (0.0,)
         for grow in passes:
             for kind, role, *geometry in rows:
@@ -794,7 +833,8 @@ class Canvas:
 
 
 def _mirrored(geometry):
-    """The geometry reflected about x = 0: of points, of a box (five numbers) or of an oval (four)."""
+    """The geometry reflected about x = 0: of points, of a box (five numbers) or of an oval
+    (four)."""
     if isinstance(geometry[-1], tuple):
         return [(-part[0], part[1]) if isinstance(part, tuple) else part for part in geometry]
     if len(geometry) == 5:
@@ -830,11 +870,16 @@ def _poly(canvas, spot, geometry, colour, grow):
 
 
 def _blob(canvas, spot, geometry, colour, grow):
-    """A polygon with its corners rounded off, each cut twice at a quarter of its sides (Chaikin)."""
+    """A polygon with its corners rounded off, each cut twice at a quarter of its sides
+    (Chaikin)."""
     corners = geometry
     for _ in range(2):
         pairs = list(zip(corners, [*corners[1:], corners[0]]))
-        corners = [(ax + (bx - ax) * t, ay + (by - ay) * t) for (ax, ay), (bx, by) in pairs for t in (0.25, 0.75)]
+        corners = [
+            (ax + (bx - ax) * t, ay + (by - ay) * t)
+            for (ax, ay), (bx, by) in pairs
+            for t in (0.25, 0.75)
+        ]
     _poly(canvas, spot, corners, colour, grow)
 
 
@@ -870,7 +915,9 @@ def _stroke(canvas, points, colour, width):
     """A line with round joints and ends, in pixels."""
     canvas.draw.line(points, fill=colour, width=max(1, round(width)), joint="curve")
     for x, y in (points[0], points[-1]):
-        canvas.draw.ellipse([x - width / 2, y - width / 2, x + width / 2, y + width / 2], fill=colour)
+        canvas.draw.ellipse(
+            [x - width / 2, y - width / 2, x + width / 2, y + width / 2], fill=colour
+        )
 
 
 KINDS = {
@@ -883,9 +930,9 @@ KINDS = {
     "curve": _curve,
 }
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 8. Characters.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 FEET = ("ovals", "dark", 0.14, -0.045, 0.12, 0.055)
 BODY = ("oval", "main", 0, -0.23, 0.25, 0.22)
@@ -1026,7 +1073,9 @@ def face_rows(species: str, mood: str):
         if "blush" in signs:
             rows.append(("oval", "blush", face.x + side * face.blush, face.eyes + 0.13, 0.06, 0.04))
         if "brows" in signs:
-            rows.append(("line", "ink", 0.035, (x - side * 0.06, y - 0.155), (x + side * 0.07, y - 0.1)))
+            rows.append(
+                ("line", "ink", 0.035, (x - side * 0.06, y - 0.155), (x + side * 0.07, y - 0.1))
+            )
     if "tear" in signs:
         x, y = face.x + face.gap + 0.07, face.eyes + 0.19
         rows += [
@@ -1044,7 +1093,14 @@ def _eyes(face: Face, look: str):
             yield "oval", "white", x + 0.02, y - 0.026, 0.023, 0.026
         else:  # an arch for merry eyes, a bowl for closed ones
             bend = -0.085 if look == "merry" else 0.085
-            yield "curve", "ink", 0.038, (x - 0.07, y - bend / 4), (x, y + bend), (x + 0.07, y - bend / 4)
+            yield (
+                "curve",
+                "ink",
+                0.038,
+                (x - 0.07, y - bend / 4),
+                (x, y + bend),
+                (x + 0.07, y - bend / 4),
+            )
 
 
 def _mouth(face: Face, look: str):
@@ -1056,12 +1112,19 @@ def _mouth(face: Face, look: str):
         yield "dome", "rose", x, y + 0.02, width * 0.6, -0.04
     else:
         bend = 0.08 if look == "smile" else -0.08
-        yield "curve", "ink", 0.032, (x - width, y - bend / 4), (x, y + bend), (x + width, y - bend / 4)
+        yield (
+            "curve",
+            "ink",
+            0.032,
+            (x - width, y - bend / 4),
+            (x, y + bend),
+            (x + width, y - bend / 4),
+        )
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 9. Objects, centred on (0, 0), and props, standing on it.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _star(radius: float, inner: float, points: int = 5):
@@ -1072,7 +1135,10 @@ def _star(radius: float, inner: float, points: int = 5):
 
 def _petals(count: int, distance: float, radius: float):
     angles = [2 * math.pi * i / count for i in range(count)]
-    return [("oval", "rose", distance * math.sin(a), -0.16 - distance * math.cos(a), radius, radius) for a in angles]
+    return [
+        ("oval", "rose", distance * math.sin(a), -0.16 - distance * math.cos(a), radius, radius)
+        for a in angles
+    ]
 
 
 OBJECTS = {
@@ -1240,9 +1306,9 @@ HEART = (
     ("oval", "blush", -0.24, -0.24, 0.09, 0.08),
 )  # fmt: skip
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 10. Backdrops.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -1257,10 +1323,18 @@ class Time:
 
 
 TIMES = {
-    "morning": Time((140, 206, 246), (255, 226, 196), (255, 206, 110), 5 / 16, 0.085, (255, 226, 200), 0.16),
-    "noon": Time((72, 166, 244), (190, 230, 255), (255, 232, 90), 2.5 / 16, 0.09, (255, 255, 255), 0.0),
-    "evening": Time((112, 72, 156), (255, 160, 96), (255, 96, 60), 4 / 16, 0.115, (206, 96, 90), 0.28),
-    "night": Time((18, 24, 72), (58, 70, 134), (252, 244, 206), 2.5 / 16, 0.085, (24, 30, 92), 0.47),
+    "morning": Time(
+        (140, 206, 246), (255, 226, 196), (255, 206, 110), 5 / 16, 0.085, (255, 226, 200), 0.16
+    ),
+    "noon": Time(
+        (72, 166, 244), (190, 230, 255), (255, 232, 90), 2.5 / 16, 0.09, (255, 255, 255), 0.0
+    ),
+    "evening": Time(
+        (112, 72, 156), (255, 160, 96), (255, 96, 60), 4 / 16, 0.115, (206, 96, 90), 0.28
+    ),
+    "night": Time(
+        (18, 24, 72), (58, 70, 134), (252, 244, 206), 2.5 / 16, 0.085, (24, 30, 92), 0.47
+    ),
 }
 
 
@@ -1397,8 +1471,9 @@ SCATTERS = (
 
 @dataclass(frozen=True)
 class Layout:
-    """What the seed decides about a story's place; the same in all its panels. The characters always stand in the same
-    places: a painter that had to guess the side for each picture would paint neither well."""
+    """What the seed decides about a story's place; the same in all its panels. The characters
+    always stand in the same places: a painter that had to guess the side for each picture would
+    paint neither well."""
 
     disc: int  # 0, 1: the two places of sun and moon
     variant: int
@@ -1417,12 +1492,15 @@ def layout_of(story: Story) -> Layout:
 
 
 def _sky(time: Time, weather: Weather, pixels: int) -> Image.Image:
-    """A vertical gradient, (pixels, pixels) RGB; the horizon's colour is reached at 0.75 of the height."""
+    """A vertical gradient, (pixels, pixels) RGB; the horizon's colour is reached at 0.75 of the
+    height."""
     grey = mix(GREY, time.light, time.strength)
     ends = [np.array(mix(colour, grey, weather.grey)) for colour in (time.top, time.low)]
     down = np.clip(np.linspace(0, 1 / 0.75, pixels), 0, 1)[:, None]
     rows = (ends[0] * (1 - down) + ends[1] * down).round().astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(rows[:, None], (pixels, pixels, 3))))
+    return Image.fromarray(
+        np.ascontiguousarray(np.broadcast_to(rows[:, None], (pixels, pixels, 3)))
+    )
 
 
 def _lit(inks: Inks, time: Time, weather: Weather, share: float = 1.0) -> Inks:
@@ -1435,12 +1513,22 @@ def _lit(inks: Inks, time: Time, weather: Weather, share: float = 1.0) -> Inks:
 
 
 SNOW: Colour = (250, 252, 255)
-SNOW_ON = {"ground": 1.0, "leaf": 0.35, "tip": 0.9, "roof": 0.8, "petal": 0.9, "pollen": 0.9}  # its share, by role
+SNOW_ON = {
+    "ground": 1.0,
+    "leaf": 0.35,
+    "tip": 0.9,
+    "roof": 0.8,
+    "petal": 0.9,
+    "pollen": 0.9,
+}  # its share, by role
 
 
 def _scenery_inks(place: Place, time: Time, weather: Weather) -> Inks:
     """The place's inks in this weather and light, and "grass", the nearer and darker ground."""
-    inks = {role: mix(ink, SNOW, weather.snow * SNOW_ON.get(role, 0.0)) for role, ink in place.inks.items()}
+    inks = {
+        role: mix(ink, SNOW, weather.snow * SNOW_ON.get(role, 0.0))
+        for role, ink in place.inks.items()
+    }
     inks["grass"] = mix(inks["ground"], PLUM, 0.07)
     inks = _lit(inks, time, weather)
     if time in (TIMES["evening"], TIMES["night"]):
@@ -1510,16 +1598,20 @@ def backdrop(place: str, time: str, weather: str, layout: Layout, pixels: int) -
 
     stand((*scene.always, *scene.variants[layout.variant]))
     middle = Spot(0.5, 1.0, 1.0)
-    canvas.paint([("oval", "ground", 0, 0.02, 1.0, 0.30), ("oval", "grass", 0, 0.12, 0.9, 0.26)], middle, inks)
+    canvas.paint(
+        [("oval", "ground", 0, 0.02, 1.0, 0.30), ("oval", "grass", 0, 0.12, 0.9, 0.26)],
+        middle,
+        inks,
+    )
     stand(scene.near)
     if weather in ("rainy", "snowy"):
         _draw_scatter(canvas, hour, weather, layout)
     return canvas.image
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 11. Panels.
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -1573,7 +1665,14 @@ class _Panel:
         """An animal with its face and its shadow."""
         own = _lit(shades(COLOURS[colour]), *self.light, share=ACTORS_SHARE)
         lean = TIRED_LEAN if mood in ("weary", "weeping") else 0.0
-        self.put([("oval", "shadow", 0, 0, 0.42, 0.06)], x, y, scale, inks={"shadow": self.shadow}, outline=0)
+        self.put(
+            [("oval", "shadow", 0, 0, 0.42, 0.06)],
+            x,
+            y,
+            scale,
+            inks={"shadow": self.shadow},
+            outline=0,
+        )
         rows = [*ANIMALS[species], *face_rows(species, mood)]
         self.put(rows, x, y, scale, flip, lean, {**self.inks, **own})
 
@@ -1600,7 +1699,8 @@ def visible_factors(story: Story, beat: int) -> dict[str, str]:
 
 
 def draw_panel(story: Story, beat: int, size: int = 128) -> Image.Image:
-    """Panel `beat` (0 to 7): RGB, `size` x `size` pixels; the same bytes for the same story and beat."""
+    """Panel `beat` (0 to 7): RGB, `size` x `size` pixels; the same bytes for the same story and
+    beat."""
     shown, scene = visible_factors(story, beat), SCENES[beat]
     mood = mood_of(story, beat)
     panel = _Panel(story, SUPERSAMPLE * size)

@@ -49,7 +49,9 @@ def main() -> None:
     model = sgm.load_model(checkpoint, checkpoint["config"], *sgm.pick_device())
     probe = load_probe(ROOT / "assets" / "storyworld" / "probe.safetensors")
     stories = naming_prompts(arguments.count)
-    print("| --panel_consistency | neighbouring panels alike | whole books alike | panels with the prompt's hero |")
+    print(
+        "| --panel_consistency | neighbouring panels alike | whole books alike | panels with the prompt's hero |"
+    )
     print("|---|---|---|---|")
     for consistency in arguments.consistency:
         config = dataclasses.replace(checkpoint["config"], panels=8, panel_consistency=consistency)
@@ -57,7 +59,10 @@ def main() -> None:
         for seed, story in enumerate(stories):
             (book,) = sgm.illustrate(model, config, [story.prompt], [seed])
             pixels = torch.stack([torch.from_numpy(np.array(panel.image)) for panel in book.panels])
-            read = [tuple(one[name] for name in HERO) for one in probe.read(pixels.permute(0, 3, 1, 2) / 255)]
+            read = [
+                tuple(one[name] for name in HERO)
+                for one in probe.read(pixels.permute(0, 3, 1, 2) / 255)
+            ]
             neighbours += [a == b for a, b in pairwise(read)]
             books.append(len(set(read)) == 1)
             right += [one == tuple(story.factors[name] for name in HERO) for one in read]

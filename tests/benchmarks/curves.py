@@ -27,15 +27,22 @@ POINTS = {
     "codes": (64, 256, 1024, 4096),
     "rows": (1_000, 10_000, 100_000, 1_000_000),
 }
-NAMES = {"tokens": "story length, tokens", "batch": "stories in a batch", "codes": "codes K", "rows": "rows of data"}
+NAMES = {
+    "tokens": "story length, tokens",
+    "batch": "stories in a batch",
+    "codes": "codes K",
+    "rows": "rows of data",
+}
 
 
 def wide_lm(folder: str, positions: int) -> sgm.LanguageModel:
     """The embedded language model with another window and random weights."""
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-    embedded = sgm.local_or_hub(sgm.PRESETS["storyworld"]["lm_model"])
-    GPT2LMHeadModel(GPT2Config.from_pretrained(embedded, n_positions=positions)).save_pretrained(folder)
+    embedded = sgm.resolve_model_path(sgm.PRESETS["storyworld"]["lm_model"])
+    GPT2LMHeadModel(GPT2Config.from_pretrained(embedded, n_positions=positions)).save_pretrained(
+        folder
+    )
     AutoTokenizer.from_pretrained(embedded).save_pretrained(folder)
     return sgm.LanguageModel(folder, *sgm.pick_device())
 
@@ -50,7 +57,9 @@ def write_rows(path: Path, tokens: list[int], tokenizer, count: int) -> None:
             file.writelines(lines)
 
 
-def measure(lm: sgm.LanguageModel, words: list[int], tokens: int, batch: int, codes: int, rows: int) -> dict:
+def measure(
+    lm: sgm.LanguageModel, words: list[int], tokens: int, batch: int, codes: int, rows: int
+) -> dict:
     """Seconds of a step, and of the language model's part of it."""
     preset = sgm.PRESETS["storyworld"] | dict(train_batch_size=batch, num_codes=codes)
     config = sgm.Config(preset="storyworld", **preset)
@@ -59,7 +68,9 @@ def measure(lm: sgm.LanguageModel, words: list[int], tokens: int, batch: int, co
     step = step_of(model)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "train").mkdir()
-        write_rows(Path(folder, "train", "stories.jsonl"), words[: 2 * tokens], lm.tokenizer, rows)  # cut to `tokens`
+        write_rows(
+            Path(folder, "train", "stories.jsonl"), words[: 2 * tokens], lm.tokenizer, rows
+        )  # cut to `tokens`
         read = sgm.read_rows(folder, "train")
         dataset = sgm.StoryDataset(read, Path(folder), lm.tokenizer, tokens, 0, 0)
         stream = iter(sgm.StoryBatches(len(read), batch, 0, seed=0))
@@ -69,12 +80,14 @@ def measure(lm: sgm.LanguageModel, words: list[int], tokens: int, batch: int, co
 
         fixed = next_batch()
         ids, mask, cut = (fixed[key].to(lm.device) for key in ("tokens", "mask", "cut"))
-        heard = torch.cat([torch.arange(batch), torch.arange(0, batch, 8)])
-        soft = model.soft_prompt.nothing(len(heard)).detach().requires_grad_()
+        picks = torch.cat([torch.arange(batch), torch.arange(0, batch, 8)])
+        soft = model.soft_prompt.constant_prompt(len(picks)).detach().requires_grad_()
 
         def frozen():
             with autocast(config, lm.device):
-                torch.autograd.grad(lm.nll(soft, ids[heard], mask[heard], cut[heard]).mean(), [soft])
+                torch.autograd.grad(
+                    lm.nll(soft, ids[picks], mask[picks], cut[picks]).mean(), [soft]
+                )
 
         return medians({"step": lambda: step(next_batch()), "language model": frozen})
 
@@ -85,17 +98,23 @@ def main() -> None:
     arguments = parser.parse_args()
     sgm.quiet_libraries()
     torch.manual_seed(0)
-    print(f"{machine()}\n\n| changed | to | step, seconds | growth | language model alone | growth |")
+    print(
+        f"{machine()}\n\n| changed | to | step, seconds | growth | language model alone | growth |"
+    )
     print("|---|---|---|---|---|---|")
     curves = {}
     with tempfile.TemporaryDirectory() as folder:
         lm = wide_lm(folder, POINTS["tokens"][-1] + sgm.NUM_SLOTS + 1)
-        words = torch.randint(lm.model.config.vocab_size, (8192,), generator=sgm.seeded(0)).tolist()
+        words = torch.randint(
+            lm.model.config.vocab_size, (8192,), generator=torch.Generator().manual_seed(0)
+        ).tolist()
         for name, points in POINTS.items():
             before = None
             for point in points:
                 seconds = measure(lm, words, **BASE | {name: point})
-                curves.setdefault(name, []).append((point, seconds["step"], seconds["language model"]))
+                curves.setdefault(name, []).append(
+                    (point, seconds["step"], seconds["language model"])
+                )
                 cells = [f"{seconds['step']:.3f}", growth(before, curves[name][-1], 1)]
                 cells += [f"{seconds['language model']:.3f}", growth(before, curves[name][-1], 2)]
                 print(f"| {NAMES[name]} | {point:,} | {' | '.join(cells)} |", flush=True)
@@ -106,7 +125,11 @@ def main() -> None:
 
 def growth(before: tuple | None, now: tuple, column: int) -> str:
     """The exponent of the time's growth from one point to the next."""
-    return f"{math.log(now[column] / before[column]) / math.log(now[0] / before[0]):.2f}" if before else ""
+    return (
+        f"{math.log(now[column] / before[column]) / math.log(now[0] / before[0]):.2f}"
+        if before
+        else ""
+    )
 
 
 def draw(curves: dict[str, list[tuple]], path: str) -> None:
@@ -120,8 +143,12 @@ def draw(curves: dict[str, list[tuple]], path: str) -> None:
     for pane, (name, points) in zip(panes, curves.items()):
         at, step, frozen = zip(*points)
         pane.loglog(at, step, "-o", color="#31688e", label="a step")
-        pane.loglog(at, frozen, "-o", color="#c26a2d", markersize=3, label="the frozen language model in it")
-        pane.loglog(at, [step[0] * x / at[0] for x in at], "--", color="#999", linewidth=1, label="linear")
+        pane.loglog(
+            at, frozen, "-o", color="#c26a2d", markersize=3, label="the frozen language model in it"
+        )
+        pane.loglog(
+            at, [step[0] * x / at[0] for x in at], "--", color="#999", linewidth=1, label="linear"
+        )
         pane.set(xlabel=NAMES[name])
     seconds = [value for points in curves.values() for _, *pair in points for value in pair]
     panes[0].set(ylabel="seconds", ylim=(min(seconds) / 1.5, max(seconds) * 1.5))

@@ -26,15 +26,25 @@ def bandwidth(device: torch.device) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--true_models", help="folder that true_models.py wrote; the embedded model by default")
+    parser.add_argument(
+        "--true_models", help="folder that true_models.py wrote; the embedded model by default"
+    )
     parser.add_argument("--tokens", type=int, default=64)
     arguments = parser.parse_args()
     sgm.quiet_libraries()
     config, device, dtype = configured(arguments.true_models)
     lm = sgm.LanguageModel(config.lm_model, device, dtype)
     soft = torch.zeros(1, sgm.NUM_SLOTS, lm.width, device=device)
-    lengths = {count: dataclasses.replace(config, max_new_tokens=count) for count in (1, 1 + arguments.tokens)}
-    seconds = medians({n: lambda one=one: lm.write(soft, [PROMPT], one, [0]) for n, one in lengths.items()})
+    lengths = {
+        count: dataclasses.replace(config, max_new_tokens=count)
+        for count in (1, 1 + arguments.tokens)
+    }
+    seconds = medians(
+        {
+            n: lambda one=one: lm.generate_text(soft, [PROMPT], one, [0])
+            for n, one in lengths.items()
+        }
+    )
     token = (seconds[1 + arguments.tokens] - seconds[1]) / arguments.tokens
     weights = sum(p.nbytes for name, p in lm.model.named_parameters() if "wpe" not in name)
     limit = weights / bandwidth(device)

@@ -37,7 +37,7 @@ def main() -> None:
             top_p=one.top_p,
             min_new_tokens=tokens,
             max_new_tokens=tokens,
-            pad_token_id=model.lm.end,
+            pad_token_id=model.lm.eos,
         )
 
     def plainly(count: int = 1, **settings):

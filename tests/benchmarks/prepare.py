@@ -44,7 +44,9 @@ def pictures(count: int, seed: int = 0) -> list[bytes]:
 
     rng, made = random.Random(seed), []
     for _ in range(count):
-        noise = Image.frombytes("RGB", (40, 30), rng.randbytes(3600)).resize((500, 375), Image.Resampling.BICUBIC)
+        noise = Image.frombytes("RGB", (40, 30), rng.randbytes(3600)).resize(
+            (500, 375), Image.Resampling.BICUBIC
+        )
         file = io.BytesIO()
         noise.save(file, "JPEG", quality=92)
         made.append(file.getvalue())
@@ -58,19 +60,30 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=14_575, help="M3IT's number by default")
     arguments = parser.parse_args()
     paragraph = "A man stands by the road in picture {}. A dog waits beside him. The sky is grey and it may rain."
-    made = itertools.cycle([base64.b64encode(data).decode() for data in pictures(min(500, arguments.rows))])
+    made = itertools.cycle(
+        [base64.b64encode(data).decode() for data in pictures(min(500, arguments.rows))]
+    )
     rows = [(next(made), paragraph.format(number)) for number in range(arguments.rows)]
     repo = m3it_repo(train=rows, val=rows[:8], shards=2, rows_per_group=100)
     with Hub({"datasets/MMInstruction/M3IT": repo}) as hub, tempfile.TemporaryDirectory() as folder:
-        numbers, program = itertools.count(), [sys.executable, str(ROOT / "download_data.py"), "--data_root"]
+        numbers, program = (
+            itertools.count(),
+            [sys.executable, str(ROOT / "download_data.py"), "--data_root"],
+        )
 
         def fresh() -> str:
-            """A folder for each run: in the place of files that were just deleted a file system is slow."""
+            """A folder for each run: in the place of files that were just deleted a file system is
+            slow."""
             return str(Path(folder, str(next(numbers))))
 
         def prepare(target: str = ""):
             target = target or fresh()
-            subprocess.run([*program, target], check=True, env=hub.env(Path(folder, "home")), capture_output=True)
+            subprocess.run(
+                [*program, target],
+                check=True,
+                env=hub.env(Path(folder, "home")),
+                capture_output=True,
+            )
 
         kept = Path(fresh())
         prepare(str(kept))
@@ -85,7 +98,9 @@ def main() -> None:
         seconds = medians({"prepare": prepare, "copy": copy_bytes})
         size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) / 1e6
     print(f"{machine()}\n\n| {arguments.rows} rows, {size:.0f} MB | seconds |\n|---|---|")
-    print(f"| download_data.py | {seconds['prepare']:.2f} |\n| the same bytes | {seconds['copy']:.2f} |")
+    print(
+        f"| download_data.py | {seconds['prepare']:.2f} |\n| the same bytes | {seconds['copy']:.2f} |"
+    )
     print(f"| ratio | {seconds['prepare'] / seconds['copy']:.2f} |")
 
 

@@ -26,7 +26,13 @@ def main() -> None:
     program = [sys.executable, "story_generative_model.py"]
     with tempfile.TemporaryDirectory() as folder:
         output = ["--output", str(Path(folder, "story.png"))]
-        generate = [*program, "generate", "--prompt", "A shy blue owl looks for a lost star", *output]
+        generate = [
+            *program,
+            "generate",
+            "--prompt",
+            "A shy blue owl looks for a lost star",
+            *output,
+        ]
         commands = {
             "generate": generate,
             "book of eight panels": [*generate, "--panels", "8"],
@@ -34,7 +40,10 @@ def main() -> None:
             "--help": [*program, "--help"],
         }
         run = dict(cwd=ROOT, check=True, capture_output=True)
-        sides = {name: lambda command=command: subprocess.run(command, **run) for name, command in commands.items()}
+        sides = {
+            name: lambda command=command: subprocess.run(command, **run)
+            for name, command in commands.items()
+        }
         seconds = medians(sides)
     print(f"{machine()}\n\n| process | seconds | over imports and weights alone |\n|---|---|---|")
     for name, value in seconds.items():

@@ -29,7 +29,7 @@ def sides(width: int, codes: int) -> dict:
     def our_step():
         with torch.no_grad():
             codes = ours.distances(vectors).argmin(1)
-            ours.look_up(codes)
+            ours.embed_codes(codes)
             ours.update(vectors, codes)
 
     def their_step():
@@ -40,13 +40,21 @@ def sides(width: int, codes: int) -> dict:
 
 
 def main() -> None:
-    print(f"{machine()}\n\n| D | K | ours, ms | time / theirs | memory / theirs |\n|---|---|---|---|---|")
+    print(
+        f"{machine()}\n\n| D | K | ours, ms | time / theirs | memory / theirs |\n|---|---|---|---|---|"
+    )
     for width in (16, 96, 256, 768):
         for codes in (128, 1024, 8192):
             pair = sides(width, codes)
-            seconds, bytes_ = medians(pair), {name: peak_memory(side) for name, side in pair.items()}
+            seconds, bytes_ = (
+                medians(pair),
+                {name: peak_memory(side) for name, side in pair.items()},
+            )
             time, memory = (found["ours"] / found["theirs"] for found in (seconds, bytes_))
-            print(f"| {width} | {codes} | {1e3 * seconds['ours']:.1f} | {time:.2f} | {memory:.2f} |", flush=True)
+            print(
+                f"| {width} | {codes} | {1e3 * seconds['ours']:.1f} | {time:.2f} | {memory:.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -28,21 +28,30 @@ def main() -> None:
     checkpoint = sgm.load_checkpoint(arguments.ckpt)
     config = checkpoint["config"]
     model = sgm.load_model(checkpoint, config, *sgm.pick_device(), paints=False)
-    stories = [row.story for row in sgm.read_rows(arguments.data_root, "val", arguments.max_val_samples)]
-    codes = model.codes_of(stories)  # (N, S)
+    stories = [
+        row.story for row in sgm.read_rows(arguments.data_root, "val", arguments.max_val_samples)
+    ]
+    codes = model.encode_stories(stories)  # (N, S)
     tokens = model.tokenize(stories)
     log_prior = model.prior(codes).log_softmax(-1)  # (N, S, K)
 
     def nll(board: torch.Tensor) -> torch.Tensor:
         parts = zip(*(part.split(config.eval_batch_size) for part in (board, *tokens)))
-        return torch.cat([model.lm.nll(model.soft(some), *rest) for some, *rest in parts])
+        return torch.cat([model.lm.nll(model.prompt_embeds(some), *rest) for some, *rest in parts])
 
-    true, spent = nll(codes), F.nll_loss(log_prior.mT, codes, reduction="none").mean(0) / math.log(2)  # (S,)
+    true, spent = (
+        nll(codes),
+        F.nll_loss(log_prior.mT, codes, reduction="none").mean(0) / math.log(2),
+    )  # (S,)
     print(f"{machine()}\n\n| slot | bits spent | bits lost when drawn anew |\n|---|---|---|")
     for slot in range(sgm.NUM_SLOTS):
         lost = []
         for draw in range(arguments.draws):
-            drawn = torch.multinomial(log_prior[:, slot].exp().cpu(), 1, generator=sgm.seeded(slot, draw))  # (N, 1)
+            drawn = torch.multinomial(
+                log_prior[:, slot].exp().cpu(),
+                1,
+                generator=torch.Generator().manual_seed(8 * draw + slot),
+            )  # (N, 1)
             board = codes.index_copy(1, torch.tensor([slot]).to(codes.device), drawn.to(codes))
             lost.append((nll(board) - true).mean() / math.log(2))
         print(f"| {slot + 1} | {spent[slot]:.1f} | {torch.stack(lost).mean():.1f} |", flush=True)

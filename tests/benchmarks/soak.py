@@ -41,7 +41,14 @@ def main() -> int:
             "--checkpointing_steps",
             "1000",
         ]
-        where = ["--data_root", arguments.data_root, "--output_dir", folder, "--checkpoints_total_limit", "2"]
+        where = [
+            "--data_root",
+            arguments.data_root,
+            "--output_dir",
+            folder,
+            "--checkpoints_total_limit",
+            "2",
+        ]
         command = [sys.executable, str(PROGRAM), "train", "--preset", "storyworld", *steps, *where]
         training = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         process, readings, start = psutil.Process(training.pid), [], time.monotonic()
@@ -56,9 +63,13 @@ def main() -> int:
         return 1
     tenth = max(len(readings) // 10, 3)
     first, last = statistics.median(readings[:tenth]), statistics.median(readings[-tenth:])
-    print("| minutes | first tenth, MB | last tenth, MB | growth | largest, MB |\n|---|---|---|---|---|")
+    print(
+        "| minutes | first tenth, MB | last tenth, MB | growth | largest, MB |\n|---|---|---|---|---|"
+    )
     minutes = (time.monotonic() - start) / 60
-    print(f"| {minutes:.0f} | {first:.0f} | {last:.0f} | {last / first - 1:+.1%} | {max(readings):.0f} |")
+    print(
+        f"| {minutes:.0f} | {first:.0f} | {last:.0f} | {last / first - 1:+.1%} | {max(readings):.0f} |"
+    )
     return int(last / first - 1 > GROWTH)
 
 

@@ -32,8 +32,16 @@ def main() -> None:
     lines = []
     for seed in range(1000):
         story = world.write_story(seed)
-        panels = [dict(text=text, image_path=f"images/{seed}-{beat}.jpg") for beat, text in enumerate(story.beats)]
-        row = dict(prompt=story.prompt, story=story.text, image_path=panels[-1]["image_path"], panels=panels)
+        panels = [
+            dict(text=text, image_path=f"images/{seed}-{beat}.jpg")
+            for beat, text in enumerate(story.beats)
+        ]
+        row = dict(
+            prompt=story.prompt,
+            story=story.text,
+            image_path=panels[-1]["image_path"],
+            panels=panels,
+        )
         lines.append(json.dumps(row | dict(factors=story.factors)) + "\n")
     print(f"{machine()}\n\n| rows | seconds | MB |\n|---|---|---|")
     for count in (1_000, 10_000, 100_000, 1_000_000):

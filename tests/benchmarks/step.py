@@ -1,17 +1,16 @@
 """A training step against its floor: the frozen language model's forward and backward to its inputs, and the frozen
-UNet's forward (with its backward where the storyboard conditions the picture), alone on the same tensors.
+autoencoder's, text encoder's and UNet's forward, alone on the same tensors.
 
     python tests/benchmarks/step.py --data_root data
     python tests/benchmarks/step.py --data_root data --true_models /tmp/true    # that true_models.py wrote
 
-A step is all that `train` does with pictures from the feature cache: encoder, quantiser, vote, prior, soft prompt, both
+A step is all that `train` does with a batch that is read: encoder, quantiser, vote, prior, soft prompt, both
 frozen models, backward, clipping, AdamW, codebook. Prints its time over the floor's, side by side; its memory (all
 weights, AdamW's state, the peak within the step) over the floor's (the frozen weights, the peak within it); and how
 much of the machine's fastest matrix product the floor achieves.
 """
 
 import argparse
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,26 +25,29 @@ START_STORIES = 64  # that encoder and codebook start from: a step takes as long
 
 
 def batch_of(model: sgm.StoryModel, data_root: str, story_tokens: int, pictures: bool) -> dict:
-    """The first stories of the training set, cut to `story_tokens`, with pictures as the feature cache has them."""
+    """The first stories of the training set, cut to `story_tokens`, with their pictures."""
     config, diffusion = model.config, model.diffusion
     rows = sgm.read_rows(data_root, "train", config.train_batch_size)
     longest = min(story_tokens or model.max_tokens, model.max_tokens)
     sizes = (longest, diffusion.resolution)
-    dataset = sgm.StoryDataset(rows, Path(data_root, "train"), model.lm.tokenizer, *sizes, config.seed)
+    dataset = sgm.StoryDataset(
+        rows, Path(data_root, "train"), model.lm.tokenizer, *sizes, config.seed
+    )
     count = (config.diffusion_stories or len(rows)) if pictures else 0
     batch = sgm.collate([dataset[0, index, index < count] for index in range(len(rows))], longest)
-    if pictures:
-        moments, states, heard = diffusion.features(batch["panels"])
-        states = [one[mask] for one, mask in zip(states, heard)]
-        batch["panels"] = dict(moments=list(moments), states=states)
     return batch
 
 
-def started(config: sgm.Config, lm: sgm.LanguageModel, diffusion: sgm.LatentDiffusion | None, stories: list[str]):
+def started(
+    config: sgm.Config,
+    lm: sgm.LanguageModel,
+    diffusion: sgm.LatentDiffusion | None,
+    stories: list[str],
+):
     """The model of a configuration as training starts it."""
     model = sgm.StoryModel(config, lm, diffusion).to(lm.device).train()
-    model.start_encoder(stories)
-    model.start_codebook(stories[: sgm.codebook_sample(config.num_codes)])
+    model.init_encoder(stories)
+    model.init_codebook(stories[: sgm.codebook_init_stories(config.num_codes)])
     return model
 
 
@@ -56,7 +58,7 @@ def step_of(model: sgm.StoryModel) -> Callable[[dict], None]:
 
     def step(batch: dict) -> None:
         with autocast(config, device):
-            losses = model(batch, sgm.seeded(0))
+            losses = model(batch, torch.Generator().manual_seed(0))
         losses.total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         optimizer.step()
@@ -67,7 +69,7 @@ def step_of(model: sgm.StoryModel) -> Callable[[dict], None]:
 
 
 def autocast(config: sgm.Config, device: torch.device) -> torch.autocast:
-    precision = sgm.precision_for(config, device.type)
+    precision = sgm.usable_precision(config, device.type)
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -75,30 +77,26 @@ def sides(model: sgm.StoryModel, batch: dict) -> tuple[dict, dict]:
     """A step and its floor, and the bytes that lie there before each begins."""
     config, lm, diffusion, step = model.config, model.lm, model.diffusion, step_of(model)
     tokens, mask, cut = (batch[key].to(lm.device) for key in ("tokens", "mask", "cut"))
-    heard = torch.cat([torch.arange(len(tokens)), torch.arange(0, len(tokens), 8)])  # the constant prompt's are a part
-    inputs = [model.soft_prompt.nothing(len(heard)).detach().requires_grad_()]
-    if batch["painted"]:
-        moments, *heard_texts = diffusion.features(batch["panels"])
-        vectors = torch.zeros(len(moments), sgm.NUM_SLOTS, config.code_dim, device=lm.device)
-        states, seen = model.condition(*heard_texts, vectors)
-        states = states.detach().requires_grad_(model.image_condition is not None)
-        if states.requires_grad:
-            inputs.append(states)
+    rows = torch.cat(
+        [torch.arange(len(tokens)), torch.arange(0, len(tokens), 8)]
+    )  # the constant prompt's are a part
+    inputs = model.soft_prompt.constant_prompt(len(rows)).detach().clone().requires_grad_()
 
     def floor():
         with autocast(config, lm.device):
-            loss = lm.nll(inputs[0], tokens[heard], mask[heard], cut[heard]).mean()
+            lm.nll(inputs, tokens[rows], mask[rows], cut[rows]).mean().backward()
             if batch["painted"]:
-                with torch.set_grad_enabled(states.requires_grad):
-                    error = diffusion.nll(moments, states, seen, sgm.seeded(0)).mean()
-                loss = loss + error
-        loss.backward()
-        for one in inputs:
-            one.grad = None
+                model.diffusion_nll(batch, torch.Generator().manual_seed(0))
+        inputs.grad = None
 
-    modules = [lm.model, *([diffusion.unet, diffusion.vae, diffusion.text_encoder] if batch["painted"] else [])]
+    modules = [
+        lm.model,
+        *([diffusion.unet, diffusion.vae, diffusion.text_encoder] if batch["painted"] else []),
+    ]
     frozen = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
-    state = frozen + 3 * sum(parameter.nbytes for parameter in model.parameters())  # themselves and AdamW's two moments
+    state = frozen + 3 * sum(
+        parameter.nbytes for parameter in model.parameters()
+    )  # themselves and AdamW's two moments
     return {"step": lambda: step(batch), "floor": floor}, {"step": state, "floor": frozen}
 
 
@@ -119,36 +117,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_root", default="data")
     parser.add_argument("--train_batch_size", type=int, default=16)
-    parser.add_argument("--story_tokens", type=int, default=0, help="cut stories to this; 0: they stay whole")
-    parser.add_argument("--diffusion_stories", type=int, default=2, help="stories of a batch with a picture")
-    parser.add_argument("--true_models", help="folder that true_models.py wrote; the embedded models by default")
+    parser.add_argument(
+        "--story_tokens", type=int, default=0, help="cut stories to this; 0: they stay whole"
+    )
+    parser.add_argument(
+        "--diffusion_stories", type=int, default=2, help="stories of a batch with a picture"
+    )
+    parser.add_argument(
+        "--true_models", help="folder that true_models.py wrote; the embedded models by default"
+    )
     arguments = parser.parse_args()
     sgm.quiet_libraries()
     torch.manual_seed(0)
-    sizes = dict(train_batch_size=arguments.train_batch_size, diffusion_stories=arguments.diffusion_stories)
+    sizes = dict(
+        train_batch_size=arguments.train_batch_size, diffusion_stories=arguments.diffusion_stories
+    )
     config, device, dtype = configured(arguments.true_models, **sizes)
     stories = [row.story for row in sgm.read_rows(arguments.data_root, "train", START_STORIES)]
     lm = sgm.LanguageModel(config.lm_model, device, dtype)
     diffusion = sgm.LatentDiffusion(config.diffusion_model, device, dtype)
-    peak = product_peak(device, torch.bfloat16 if sgm.precision_for(config, device.type) == "bf16" else dtype)
+    peak = product_peak(
+        device, torch.bfloat16 if sgm.usable_precision(config, device.type) == "bf16" else dtype
+    )
     batch = f"{config.train_batch_size} stories a step, {config.diffusion_stories} with a picture"
     print(f"{machine()}\n{config.lm_model}, {config.diffusion_model}, {batch}")
     print(f"a matrix product achieves {peak / 1e12:.2f} TFLOP/s\n")
     head = "a step | seconds | floor | step / floor | MB | floor | step / floor | stories a second | floor / product"
     print(f"| {head} |\n|{'---|' * len(head.split(' | '))}")
-    trained = dataclasses.replace(config, image_condition="storyboard")
-    cases = {
-        "stories alone": (config, False),
-        "with pictures, scored": (config, True),
-        "with pictures, trained": (trained, True),
-    }
-    for name, (settings, pictures) in cases.items():
-        model = started(settings, lm, diffusion, stories)
-        both, before = sides(model, batch_of(model, arguments.data_root, arguments.story_tokens, pictures))
+    for name, pictures in {"stories alone": False, "with pictures": True}.items():
+        model = started(config, lm, diffusion, stories)
+        both, before = sides(
+            model, batch_of(model, arguments.data_root, arguments.story_tokens, pictures)
+        )
         seconds = medians(both)
         size = {side: (before[side] + peak_memory(both[side])) / 1e6 for side in both}
         share = operations(both["floor"]) / seconds["floor"] / peak
-        cells = [f"{seconds['step']:.3f} | {seconds['floor']:.3f} | {seconds['step'] / seconds['floor']:.2f}"]
+        cells = [
+            f"{seconds['step']:.3f} | {seconds['floor']:.3f} | {seconds['step'] / seconds['floor']:.2f}"
+        ]
         cells += [f"{size['step']:.0f} | {size['floor']:.0f} | {size['step'] / size['floor']:.2f}"]
         cells += [f"{config.train_batch_size / seconds['step']:.2f} | {share:.0%}"]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)

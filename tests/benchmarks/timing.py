@@ -26,7 +26,9 @@ def machine() -> str:
     return f"{processor}, {threads}, {device}, torch {torch.__version__}"
 
 
-def medians(sides: dict[str, Callable], runs: int = RUNS, warm_up: int = WARM_UP) -> dict[str, float]:
+def medians(
+    sides: dict[str, Callable], runs: int = RUNS, warm_up: int = WARM_UP
+) -> dict[str, float]:
     """Seconds of each side: the median of `runs` after `warm_up`, the sides in turns."""
     seconds = {name: [] for name in sides}
     for run in range(warm_up + runs):
@@ -41,17 +43,21 @@ def medians(sides: dict[str, Callable], runs: int = RUNS, warm_up: int = WARM_UP
 
 
 def peak_memory(side: Callable) -> int:
-    """Bytes that `side` needs at its peak above what stands before it: torch's own allocations, by its profiler, or by
-    its allocator on a GPU."""
+    """Bytes that `side` needs at its peak above what stands before it: torch's own allocations, by
+    its profiler, or by its allocator on a GPU."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         side()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(
+        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+    ) as profile:
         side()
     total = peak = 0
-    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+    for event in sorted(
+        profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()
+    ):
         if event.name() == "[memory]":
             total += event.nbytes()
             peak = max(peak, total)

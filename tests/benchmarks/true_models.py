@@ -41,15 +41,22 @@ def true_models(device: str) -> SimpleNamespace:
 
 
 def configured(folder: str | None, **settings) -> tuple[sgm.Config, torch.device, torch.dtype]:
-    """The default configuration with the models in a folder that this script wrote, in bf16; without a folder, the
-    storyworld's with the embedded ones. And where and in what they are run."""
+    """The default configuration with the models in a folder that this script wrote, in bf16;
+    without a folder, the storyworld's with the embedded ones. And where and in what they are
+    run."""
     device, dtype = sgm.pick_device()
     if folder is None:
-        return sgm.Config(preset="storyworld", **(sgm.PRESETS["storyworld"] | settings)), device, dtype
+        return (
+            sgm.Config(preset="storyworld", **(sgm.PRESETS["storyworld"] | settings)),
+            device,
+            dtype,
+        )
     models = dict(lm_model=str(Path(folder, "lm")), diffusion_model=str(Path(folder, "diffusion")))
     for path in models.values():
         if not Path(path).is_dir():
-            raise SystemExit(f"{path} does not exist: write it with tests/benchmarks/true_models.py {folder}")
+            raise SystemExit(
+                f"{path} does not exist: write it with tests/benchmarks/true_models.py {folder}"
+            )
     return sgm.Config(**models, mixed_precision="bf16", **settings), device, torch.bfloat16
 
 
@@ -77,7 +84,9 @@ def main() -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder / "diffusion")
-    print(f"{folder}: {sum(path.stat().st_size for path in folder.rglob('*.safetensors')) / 1e9:.1f} GB")
+    print(
+        f"{folder}: {sum(path.stat().st_size for path in folder.rglob('*.safetensors')) / 1e9:.1f} GB"
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ def write_for_ever(folder: Path) -> None:
     while True:
         step += 1
         sgm.save_checkpoint(
-            folder / f"ckpt_{step}.pt", small(step) | {"model": {"weight": torch.full((250_000,), step)}}
+            folder / f"ckpt_{step}.pt",
+            small(step) | {"model": {"weight": torch.full((250_000,), step)}},
         )
         sgm.rotate_checkpoints(folder, 2)
 
@@ -47,19 +48,28 @@ def test_a_kill_during_writing_leaves_a_good_file(tmp_path, record_property):
         assert process.exitcode == -signal.SIGKILL
         newest = sgm.list_checkpoints(folder)[-1]
         loaded = sgm.load_checkpoint(newest)
-        assert loaded["step"] == int(loaded["model"]["weight"][0]) == int(newest.stem.removeprefix("ckpt_"))
+        assert (
+            loaded["step"]
+            == int(loaded["model"]["weight"][0])
+            == int(newest.stem.removeprefix("ckpt_"))
+        )
 
 
-@pytest.mark.check("a full disk: exit 1 with path and megabytes, no partial file, the older checkpoint untouched")
-@pytest.mark.parametrize("fault, what", [("files of 100 kB", "ckpt_6.pt"), ("files of 3 kB", "--output_dir")])
+@pytest.mark.check(
+    "a full disk: exit 1 with path and megabytes, no partial file, the older checkpoint untouched"
+)
+@pytest.mark.parametrize(
+    "fault, what", [("files of 100 kB", "ckpt_6.pt"), ("files of 3 kB", "--output_dir")]
+)
 def test_a_full_disk(trained, tmp_path, fault, what):
     before = Path(trained.output_dir, "ckpt_3.pt").read_bytes()
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "ckpt_3.pt").write_bytes(before)
-    config = replace(trained, output_dir=str(folder), resume_from_checkpoint="latest", max_train_steps=1000)
+    config = replace(
+        trained, output_dir=str(folder), resume_from_checkpoint="latest", max_train_steps=1000
+    )
     settings = dict(checkpointing_steps=6, validation_steps=1000, logging_steps=100, override=True)
-    settings |= dict(no_feature_cache=True)  # it would be the first to find the disk full
     if what == "--output_dir":  # TensorBoard's file is full first
         settings |= dict(checkpointing_steps=1000, logging_steps=1)
     child = Child(as_flags(replace(config, **settings)), tmp_path / "log", fault)
@@ -78,7 +88,11 @@ def test_a_folder_that_cannot_be_written(tmp_path, folder):
     command = [sys.executable, "-X", "importtime", PROGRAM, "train", "--output_dir", folder]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert done.returncode == 1 and len(told) == 1 and told[0].startswith(f"error: --output_dir {folder} cannot")
+    assert (
+        done.returncode == 1
+        and len(told) == 1
+        and told[0].startswith(f"error: --output_dir {folder} cannot")
+    )
     assert "| torch" not in done.stderr and "| numpy" not in done.stderr
 
 
@@ -87,7 +101,12 @@ def test_a_folder_that_cannot_be_written(tmp_path, folder):
 def test_rotation_spares_where_the_run_came_from(trained, tmp_path, limit):
     config = replace(trained, output_dir=str(tmp_path), max_train_steps=10, checkpointing_steps=1)
     (tmp_path / "ckpt_3.pt").write_bytes(Path(trained.output_dir, "ckpt_3.pt").read_bytes())
-    settings = dict(resume_from_checkpoint="latest", checkpoints_total_limit=limit, validation_steps=100, override=True)
+    settings = dict(
+        resume_from_checkpoint="latest",
+        checkpoints_total_limit=limit,
+        validation_steps=100,
+        override=True,
+    )
     sgm.train(replace(config, **settings))
     left = [path.name for path in sgm.list_checkpoints(tmp_path)]
     assert left == ["ckpt_3.pt", *(f"ckpt_{step}.pt" for step in range(11 - max(limit, 2), 11))]
@@ -99,16 +118,25 @@ def test_only_rank_0_writes(make_config, tmp_path):
     children = together(as_flags(config), tmp_path / "log")
     assert [child.finish() for child in children] == [0, 0], children[1].err
     writes = [
-        [line for line in Path(f"{child.log}.writes.{rank}").read_text().splitlines() if config.output_dir in line]
+        [
+            line
+            for line in Path(f"{child.log}.writes.{rank}").read_text().splitlines()
+            if config.output_dir in line
+        ]
         for rank, child in enumerate(children)
     ]
     assert any("ckpt_6.pt.part" in line for line in writes[0]) and writes[1] == []
-    assert [path.name for path in sgm.list_checkpoints(Path(config.output_dir))] == ["ckpt_3.pt", "ckpt_6.pt"]
+    assert [path.name for path in sgm.list_checkpoints(Path(config.output_dir))] == [
+        "ckpt_3.pt",
+        "ckpt_6.pt",
+    ]
 
 
 @pytest.mark.check("size: at most 1.05 x 12 bytes a trained parameter + 1 MB")
 def test_the_size_of_a_checkpoint(make_config):
-    config = make_config(encoder_width=256, prior_width=256, num_codes=512, max_train_steps=1, validation_steps=100)
+    config = make_config(
+        encoder_width=256, prior_width=256, num_codes=512, max_train_steps=1, validation_steps=100
+    )
     model = sgm.train(config)
     size = (Path(config.output_dir) / "ckpt_1.pt").stat().st_size
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -148,7 +176,9 @@ def test_damage_is_found(trained, tmp_path, kind):
     assert sgm.run(["generate", "--prompt", "x", "--ckpt", str(path)]) == 2
 
 
-@pytest.mark.check("a damaged newest checkpoint: `latest` warns with file and reason, and takes the one before")
+@pytest.mark.check(
+    "a damaged newest checkpoint: `latest` warns with file and reason, and takes the one before"
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_latest_falls_back(trained, tmp_path, capsys, kind):
     source = Path(trained.output_dir)
@@ -157,7 +187,9 @@ def test_latest_falls_back(trained, tmp_path, capsys, kind):
     settings = dict(output_dir=str(tmp_path), resume_from_checkpoint="latest", validation_steps=100)
     sgm.train(replace(trained, **settings))
     told = capsys.readouterr().err
-    assert f"{tmp_path / 'ckpt_6.pt'} is" in told and f"resumed from {tmp_path / 'ckpt_3.pt'}" in told
+    assert (
+        f"{tmp_path / 'ckpt_6.pt'} is" in told and f"resumed from {tmp_path / 'ckpt_3.pt'}" in told
+    )
     assert sgm.load_checkpoint(tmp_path / "ckpt_6.pt")["step"] == 6  # written anew
 
 

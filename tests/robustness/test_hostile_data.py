@@ -22,7 +22,9 @@ WHERE = "stories.jsonl:7"
 # Pictures
 
 
-def encoded(picture_format: str, mode: str = "RGB", colour=(200, 30, 30), size=(40, 24), **options) -> bytes:
+def encoded(
+    picture_format: str, mode: str = "RGB", colour=(200, 30, 30), size=(40, 24), **options
+) -> bytes:
     out = io.BytesIO()
     Image.new(mode, size, colour).save(out, picture_format, **options)
     return out.getvalue()
@@ -67,21 +69,25 @@ PICTURES = {  # what becomes of it: a colour at its centre, or refused
 }
 
 
-@pytest.mark.check("pictures: damaged, of every kind, a bomb, SVG, EPS: a result, or an error with line and path")
+@pytest.mark.check(
+    "pictures: damaged, of every kind, a bomb, SVG, EPS: a result, or an error with line and path"
+)
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures(tmp_path, name):
     make, expected = PICTURES[name]
     (tmp_path / "x.png").write_bytes(make())
     if expected is None:
         with pytest.raises(sgm.StoryError, match=rf"{re.escape(WHERE)}: .*x\.png: not a readable"):
-            sgm.load_picture(tmp_path, "x.png", 16, WHERE)
+            sgm.load_image(tmp_path, "x.png", 16, WHERE)
         return
-    pixels = sgm.load_picture(tmp_path, "x.png", 16, WHERE)
+    pixels = sgm.load_image(tmp_path, "x.png", 16, WHERE)
     assert pixels.shape == (3, 16, 16) and pixels.min() >= -1 and pixels.max() <= 1
     if expected == "both ends":
         assert pixels[:, :, :5].max() < -0.95 and pixels[:, :, -5:].min() > 0.95
     elif expected != "any":
-        torch.testing.assert_close(pixels[:, 8, 8] * 127.5 + 127.5, torch.tensor(expected).float(), atol=12, rtol=0)
+        torch.testing.assert_close(
+            pixels[:, 8, 8] * 127.5 + 127.5, torch.tensor(expected).float(), atol=12, rtol=0
+        )
 
 
 @pytest.mark.check("image_path that leads out: refused with its line")
@@ -91,8 +97,12 @@ def test_pictures(tmp_path, name):
 )  # fmt: skip
 def test_image_paths(tmp_path, path):
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "stories.jsonl").write_text(json.dumps(GOOD | {"image_path": path}) + "\n")
-    with pytest.raises(sgm.StoryError, match=r"stories\.jsonl:1: image_path must name a file below"):
+    (tmp_path / "train" / "stories.jsonl").write_text(
+        json.dumps(GOOD | {"image_path": path}) + "\n"
+    )
+    with pytest.raises(
+        sgm.StoryError, match=r"stories\.jsonl:1: image_path must name a file below"
+    ):
         sgm.read_rows(str(tmp_path), "train")[0]
 
 
@@ -108,7 +118,7 @@ def test_symbolic_links(tmp_path, link):
         (split / "images").symlink_to(tmp_path)
     name = "x.png" if link == "file" else "images/secret.png"
     with pytest.raises(sgm.StoryError, match=r"stories\.jsonl:7: .*leads out of"):
-        sgm.load_picture(split, name, 16, WHERE)
+        sgm.load_image(split, name, 16, WHERE)
 
 
 # Rows
@@ -136,7 +146,9 @@ ROWS = {  # the second line of a file, and whether it can be used
 def test_rows(tmp_path, name):
     line, good = ROWS[name]
     (tmp_path / "train").mkdir()
-    data = b"\xef\xbb\xbf" + ROW + b"\n" + ROW + b"\n" if line is None else ROW + b"\n" + line + b"\n"
+    data = (
+        b"\xef\xbb\xbf" + ROW + b"\n" + ROW + b"\n" if line is None else ROW + b"\n" + line + b"\n"
+    )
     (tmp_path / "train" / "stories.jsonl").write_bytes(data + (ROW + b"\n" if not good else b""))
     if good:
         assert [row.story for row in sgm.read_rows(str(tmp_path), "train")] == [GOOD["story"]] * 2
@@ -148,7 +160,9 @@ def test_rows(tmp_path, name):
     assert numbers == [":1", ":3"]
 
 
-@pytest.mark.check("a broken row in training: stops with its line; --skip_bad_rows counts and goes on")
+@pytest.mark.check(
+    "a broken row in training: stops with its line; --skip_bad_rows counts and goes on"
+)
 @pytest.mark.parametrize("broken", ["row", "late row", "picture"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_row_in_training(make_config, monkeypatch, tmp_path, capsys, broken, workers):
@@ -176,11 +190,17 @@ def test_a_broken_row_in_training(make_config, monkeypatch, tmp_path, capsys, br
 # Fuzzing
 
 FUZZ = settings(
-    max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+    derandomize=True,
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*GOOD, "panels", "factors", "x"]), inner),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.sampled_from([*GOOD, "panels", "factors", "x"]), inner)
+    ),
 )
 LINES = st.binary() | JSON.map(lambda value: json.dumps(value).encode())
 
@@ -193,37 +213,51 @@ def told_in_one_line(function, *arguments) -> None:
         assert str(error) and error.code in (1, 2)
 
 
-@pytest.mark.check("fuzzed: 300 rows, storyboards, records and checkpoints each: no traceback, no hang")
+@pytest.mark.check(
+    "fuzzed: 300 rows, storyboards, records and checkpoints each: no traceback, no hang"
+)
 def test_fuzzed_rows(record_property):
     record_property("tried", 300)
     FUZZ(given(LINES)(lambda line: told_in_one_line(sgm.parse_row, line, WHERE)))()
 
 
-@pytest.mark.check("fuzzed: 300 rows, storyboards, records and checkpoints each: no traceback, no hang")
+@pytest.mark.check(
+    "fuzzed: 300 rows, storyboards, records and checkpoints each: no traceback, no hang"
+)
 def test_fuzzed_storyboards(record_property):
     record_property("tried", 300)
     boards = st.text() | st.lists(st.sampled_from(["_", "3", "99", "-1", "x"])).map(" ".join)
     FUZZ(given(boards)(lambda text: told_in_one_line(sgm.parse_storyboard, text, 64)))()
 
 
-@pytest.mark.check("fuzzed: 300 rows, storyboards, records and checkpoints each: no traceback, no hang")
+@pytest.mark.check(
+    "fuzzed: 300 rows, storyboards, records and checkpoints each: no traceback, no hang"
+)
 def test_fuzzed_records(record_property, tmp_path):
     record_property("tried", 300)
     usual = sgm.Config(source="x")
-    values = {name: st.just(getattr(usual, name)) | JSON for name in sgm.MADE_WITH}
-    record = dict(prompt=JSON | st.just("A fox"), seed=JSON | st.just(3), settings=JSON | st.fixed_dictionaries(values))
+    values = {name: st.just(getattr(usual, name)) | JSON for name in sgm.RECORDED_SETTINGS}
+    record = dict(
+        prompt=JSON | st.just("A fox"),
+        seed=JSON | st.just(3),
+        settings=JSON | st.fixed_dictionaries(values),
+    )
     boards = JSON | st.lists(st.integers(0, 99), min_size=8, max_size=8)
     records = st.fixed_dictionaries(record | dict(storyboard=boards))
-    pages = records.map(lambda record: f'<script type="application/json" id="story">{json.dumps(record)}</script>')
+    pages = records.map(
+        lambda record: f'<script type="application/json" id="story">{json.dumps(record)}</script>'
+    )
 
     def read(page):
         (tmp_path / "a.html").write_text(page, "utf-8", "surrogatepass")
-        told_in_one_line(sgm.again, sgm.Config(source=str(tmp_path / "a.html")), set())
+        told_in_one_line(sgm.replay_config, sgm.Config(source=str(tmp_path / "a.html")), set())
 
     FUZZ(given(pages | st.text())(read))()
 
 
-@pytest.mark.check("fuzzed: 300 rows, storyboards, records and checkpoints each: no traceback, no hang")
+@pytest.mark.check(
+    "fuzzed: 300 rows, storyboards, records and checkpoints each: no traceback, no hang"
+)
 def test_fuzzed_checkpoints(record_property, tmp_path):
     record_property("tried", 300)
     path = tmp_path / "ckpt_1.pt"

@@ -64,7 +64,9 @@ def test_a_hub_that_fails_for_a_while(tmp_path, name, parquet):
     assert left == [0] and contents(tmp_path / "again") == contents(tmp_path / "whole")
 
 
-@pytest.mark.check("M3IT: SIGKILL at any row, run again: byte-identical, stories.jsonl only when complete")
+@pytest.mark.check(
+    "M3IT: SIGKILL at any row, run again: byte-identical, stories.jsonl only when complete"
+)
 def test_killed_at_any_row(tmp_path, record_property):
     rows, kills = 400, 5
     record_property("tried", kills)
@@ -75,7 +77,9 @@ def test_killed_at_any_row(tmp_path, record_property):
         succeed("--data_root", tmp_path / "whole", env=hub.env(tmp_path / "home"))
         env = hub.env(tmp_path / "home", USE_TORCH="0")
         for target in targets:
-            process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
             while not (train / "images" / f"{target:06d}.jpg").exists() and process.poll() is None:
                 time.sleep(0.0005)
             process.kill()
@@ -107,34 +111,59 @@ def test_a_flipped_bit_on_the_way(tmp_path):
 def test_no_network(tmp_path, endpoint):
     start = time.monotonic()
     message = fail("--data_root", tmp_path / "data", env=client_env(endpoint, tmp_path / "home"))
-    assert all(remedy in message for remedy in ("--source storyworld", "--source folder PATH", "HF_ENDPOINT"))
+    assert all(
+        remedy in message
+        for remedy in ("--source storyworld", "--source folder PATH", "HF_ENDPOINT")
+    )
     seconds = time.monotonic() - start
-    assert seconds < 30 or os.getloadavg()[0] > os.cpu_count()  # a promise to the user, not a benchmark
+    assert (
+        seconds < 30 or os.getloadavg()[0] > os.cpu_count()
+    )  # a promise to the user, not a benchmark
 
 
 @pytest.fixture(scope="module")
 def model_hub(lm_folder, diffusion_folder):
-    with Hub({f"models/{LM}": model_repo(lm_folder), f"models/{DIFFUSION}": model_repo(diffusion_folder)}) as hub:
+    with Hub(
+        {f"models/{LM}": model_repo(lm_folder), f"models/{DIFFUSION}": model_repo(diffusion_folder)}
+    ) as hub:
         yield hub
 
 
 def program(*argv: str, env: dict, cwd: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, PROGRAM, *argv]
     return subprocess.run(
-        command, env=env | {"OMP_NUM_THREADS": "1"}, cwd=cwd, capture_output=True, text=True, timeout=300
+        command,
+        env=env | {"OMP_NUM_THREADS": "1"},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
-@pytest.mark.check("generate from a filled cache with HF_HUB_OFFLINE=1: no request at all, the same picture")
+@pytest.mark.check(
+    "generate from a filled cache with HF_HUB_OFFLINE=1: no request at all, the same picture"
+)
 def test_offline_from_a_filled_cache(model_hub, make_config, tmp_path):
-    config = make_config(lm_model=LM, diffusion_model=DIFFUSION, max_train_steps=2, validation_steps=100)
+    config = make_config(
+        lm_model=LM, diffusion_model=DIFFUSION, max_train_steps=2, validation_steps=100
+    )
     online, home = model_hub.env(tmp_path / "home"), tmp_path / "home"
     done = program(*as_flags(config), env=online, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    ask = ["generate", "--prompt", "The fox", "--ckpt", str(Path(config.output_dir) / "ckpt_2.pt"), "--output"]
+    ask = [
+        "generate",
+        "--prompt",
+        "The fox",
+        "--ckpt",
+        str(Path(config.output_dir) / "ckpt_2.pt"),
+        "--output",
+    ]
     assert program(*ask, "a.png", env=online, cwd=tmp_path).returncode == 0
     before = len(model_hub.log)
-    done = program(*ask, "b.png", env=client_env(model_hub.url, home, HF_HUB_OFFLINE="1"), cwd=tmp_path)
+    done = program(
+        *ask, "b.png", env=client_env(model_hub.url, home, HF_HUB_OFFLINE="1"), cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert len(model_hub.log) == before
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -143,7 +172,9 @@ def test_offline_from_a_filled_cache(model_hub, make_config, tmp_path):
 @pytest.mark.check("HF_TOKEN stands in no log, checkpoint, page, picture or export")
 def test_the_token_stays_inside(model_hub, make_config, tmp_path):
     token = "hf_ThisIsATokenThatMustNotGetOut1234"
-    config = make_config(lm_model=LM, diffusion_model=DIFFUSION, max_train_steps=2, output_dir=str(tmp_path / "run"))
+    config = make_config(
+        lm_model=LM, diffusion_model=DIFFUSION, max_train_steps=2, output_dir=str(tmp_path / "run")
+    )
     env = model_hub.env(tmp_path / "home", HF_TOKEN=token)
     ckpt = ["--ckpt", str(tmp_path / "run" / "ckpt_2.pt")]
     prompt = ["--prompt", "The fox", "--json", "--panels", "2"]
@@ -156,7 +187,13 @@ def test_the_token_stays_inside(model_hub, make_config, tmp_path):
         assert done.returncode == 0 or "nobody/nothing" in argv, done.stderr
         told += done.stdout + done.stderr
     assert token not in told
-    files = [path for path in tmp_path.rglob("*") if path.is_file() and (tmp_path / "home") not in path.parents]
-    assert len(files) >= 7 and {".pt", ".png", ".html", ".pdf", ".safetensors"} <= {path.suffix for path in files}
+    files = [
+        path
+        for path in tmp_path.rglob("*")
+        if path.is_file() and (tmp_path / "home") not in path.parents
+    ]
+    assert len(files) >= 7 and {".pt", ".png", ".html", ".pdf", ".safetensors"} <= {
+        path.suffix for path in files
+    }
     for path in files:
         assert token.encode() not in path.read_bytes(), path

@@ -38,7 +38,9 @@ def finish(children: list[Child]) -> None:
         assert child.finish() == 0, child.err
 
 
-@pytest.mark.check("SIGKILL at 5 random steps over 3 epochs, resumed: the unbroken run, bit for bit")
+@pytest.mark.check(
+    "SIGKILL at 5 random steps over 3 epochs, resumed: the unbroken run, bit for bit"
+)
 @pytest.mark.parametrize(
     "name, changes, processes",
     [
@@ -56,7 +58,9 @@ def test_a_run_killed_five_times(run_config, tmp_path, record_property, name, ch
     rng = random.Random(name)
     for number, step in enumerate(sorted(rng.sample(range(1, STEPS), KILLS))):
         workers = 2 * (number % 2) if "workers" in name and name != "no workers" else 0
-        children = start(replace(broken, dataloader_num_workers=workers), tmp_path / "broken", processes)
+        children = start(
+            replace(broken, dataloader_num_workers=workers), tmp_path / "broken", processes
+        )
         children[0].wait_for_step(step)
         for child in children:
             child.send(signal.SIGKILL, group=True)
@@ -89,14 +93,20 @@ def test_a_missing_part_is_named(trained, tmp_path, key):
     part, _, name = key.rpartition(".")
     del (checkpoint[part] if part else checkpoint)[name]
     sgm.save_checkpoint(tmp_path / "ckpt_3.pt", checkpoint)
-    config = replace(trained, output_dir=str(tmp_path), resume_from_checkpoint=str(tmp_path / "ckpt_3.pt"))
+    config = replace(
+        trained, output_dir=str(tmp_path), resume_from_checkpoint=str(tmp_path / "ckpt_3.pt")
+    )
     with pytest.raises(sgm.StoryError, match=f"lacks {key}") as error:
         sgm.train(config)
     assert error.value.code == 2
 
 
-@pytest.mark.check("another configuration or other data: exit 2 with both values, --override insists")
-@pytest.mark.parametrize("changes", [dict(learning_rate=1e-3), dict(seed=5), dict(beta_kl=0.7), "data"])
+@pytest.mark.check(
+    "another configuration or other data: exit 2 with both values, --override insists"
+)
+@pytest.mark.parametrize(
+    "changes", [dict(learning_rate=1e-3), dict(seed=5), dict(beta_kl=0.7), "data"]
+)
 def test_another_run_is_refused(trained, tmp_path, tmp_path_factory, capsys, changes):
     path = str(Path(trained.output_dir) / "ckpt_3.pt")
     if changes == "data":
@@ -105,7 +115,9 @@ def test_another_run_is_refused(trained, tmp_path, tmp_path_factory, capsys, cha
     else:
         ((name, value),) = changes.items()
         named = [f"{name} {getattr(trained, name)!r} there, {value!r} here"]
-    config = replace(trained, output_dir=str(tmp_path / "run"), resume_from_checkpoint=path, **changes)
+    config = replace(
+        trained, output_dir=str(tmp_path / "run"), resume_from_checkpoint=path, **changes
+    )
     with pytest.raises(sgm.StoryError, match="--override") as error:
         sgm.train(config)
     assert error.value.code == 2 and all(value in str(error.value) for value in named)

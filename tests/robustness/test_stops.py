@@ -18,10 +18,14 @@ import story_generative_model as sgm
 
 @pytest.fixture()
 def endless(make_config):
-    return make_config(max_train_steps=100_000, checkpointing_steps=100_000, validation_steps=100_000)
+    return make_config(
+        max_train_steps=100_000, checkpointing_steps=100_000, validation_steps=100_000
+    )
 
 
-@pytest.mark.check("SIGTERM and SIGINT, to the process and its group, 0 and 2 workers: saved, exit 143 or 130")
+@pytest.mark.check(
+    "SIGTERM and SIGINT, to the process and its group, 0 and 2 workers: saved, exit 143 or 130"
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
@@ -33,7 +37,11 @@ def test_a_signal_saves_and_stops(endless, tmp_path, number, group, workers):
     (path,) = sgm.list_checkpoints(Path(endless.output_dir))
     step, stopped_in = sgm.load_checkpoint(path)["step"], child.pulse.value
     assert step == stopped_in + 1  # the step in hand, and none after it
-    assert f"after step {step};" in child.err.splitlines()[-1] and "Traceback" not in child.err and child.out == ""
+    assert (
+        f"after step {step};" in child.err.splitlines()[-1]
+        and "Traceback" not in child.err
+        and child.out == ""
+    )
 
 
 @pytest.mark.check("a second signal stops at once")
@@ -62,11 +70,13 @@ def test_one_rank_signalled_stops_both(endless, tmp_path, rank):
     assert all(f"after step {step};" in child.err for child in children)
 
 
-@pytest.mark.check("a NaN or an infinity in the loss: stopped before the update, all named, codebook untouched")
+@pytest.mark.check(
+    "a NaN or an infinity in the loss: stopped before the update, all named, codebook untouched"
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite(trained, tmp_path, monkeypatch, value):
     checkpoint = torch.load(Path(trained.output_dir) / "ckpt_3.pt", weights_only=True)
-    checkpoint["model"]["soft_prompt.straight.weight"].fill_(value)
+    checkpoint["model"]["soft_prompt.linear.weight"].fill_(value)
     sgm.save_checkpoint(tmp_path / "ckpt_3.pt", checkpoint)
     stopped_before_the_update(trained, tmp_path, monkeypatch, checkpoint, "loss")
 
@@ -78,7 +88,7 @@ def test_a_gradient_that_is_not_finite(trained, tmp_path, monkeypatch):
     make_optimizer = sgm.make_optimizer
 
     def poisoned(model, config):
-        model.soft_prompt.straight.weight.register_hook(lambda gradient: gradient * torch.inf)
+        model.soft_prompt.linear.weight.register_hook(lambda gradient: gradient * torch.inf)
         return make_optimizer(model, config)
 
     monkeypatch.setattr(sgm, "make_optimizer", poisoned)
@@ -87,8 +97,12 @@ def test_a_gradient_that_is_not_finite(trained, tmp_path, monkeypatch):
 
 def stopped_before_the_update(trained, folder, monkeypatch, checkpoint, what):
     models, resume = [], sgm.Trainer.resume
-    monkeypatch.setattr(sgm.Trainer, "resume", lambda self: (models.append(self.model), resume(self)))
-    named = rf"step 4: the {what} is not finite \(text_nll .*learning rate .*rows .*stories\.jsonl:\d+"
+    monkeypatch.setattr(
+        sgm.Trainer, "resume", lambda self: (models.append(self.model), resume(self))
+    )
+    named = (
+        rf"step 4: the {what} is not finite \(text_nll .*learning rate .*rows .*stories\.jsonl:\d+"
+    )
     with pytest.raises(sgm.StoryError, match=named) as error:
         sgm.train(replace(trained, output_dir=str(folder), resume_from_checkpoint="latest"))
     assert error.value.code == 1
@@ -110,7 +124,11 @@ def test_an_infinity_on_one_process(make_config, tmp_path):
 def test_fp16_overflow(make_config, monkeypatch):
     """On a CPU too: its gradient scaler is the GPU's, and so is the optimizer that heeds it."""
     config = make_config(
-        max_train_steps=8, quantizer_warmup_steps=0, validation_steps=100, commitment_weight=20.0, lr_warmup_steps=0
+        max_train_steps=8,
+        quantizer_warmup_steps=0,
+        validation_steps=100,
+        commitment_weight=20.0,
+        lr_warmup_steps=0,
     )
     trainer = sgm.Trainer(config)
     accelerator = trainer.accelerator
@@ -119,15 +137,22 @@ def test_fp16_overflow(make_config, monkeypatch):
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=accelerator.scaler)
     accelerator._optimizers = [trainer.optimizer]
-    seen, noise = [], sgm.Trainer.noise
+    seen, noise = [], sgm.Trainer.noise_generator
 
     def note(self):
         quantizer = self.model.encoder.quantizer
         state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        seen.append((accelerator.scaler.get_scale(), self.schedule.last_epoch, state, int(quantizer.updates)))
+        seen.append(
+            (
+                accelerator.scaler.get_scale(),
+                self.schedule.last_epoch,
+                state,
+                int(quantizer.updates),
+            )
+        )
         return noise(self)
 
-    monkeypatch.setattr(sgm.Trainer, "noise", note)
+    monkeypatch.setattr(sgm.Trainer, "noise_generator", note)
     trainer.fit()
     scales, schedule, states, updates = zip(*seen)
     skipped = [second < first for first, second in pairwise(scales)]
@@ -135,4 +160,8 @@ def test_fp16_overflow(make_config, monkeypatch):
     for step, was_skipped in enumerate(skipped):
         assert scales[step + 1] == scales[step] / (2 if was_skipped else 1)
         assert same(states[step], states[step + 1]) == was_skipped
-        assert (schedule[step + 1] == schedule[step]) == was_skipped == (updates[step + 1] == updates[step])
+        assert (
+            (schedule[step + 1] == schedule[step])
+            == was_skipped
+            == (updates[step + 1] == updates[step])
+        )
