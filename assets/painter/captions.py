@@ -399,8 +399,10 @@ def caption(scene: Scene, chance: random.Random) -> str:
 # 3. What a text names.
 # --------------------------------------------------------------------------------------------------
 
-DETERMINER_WORDS = """a an the his her my your their our its this that these those some two
-three four five many no every each another one any few of with little small big old new long tiny huge giant"""
+DETERMINER_WORDS = """
+a an the his her my your their our its this that these those some two three four five many no
+every each another one any few of with little small big old new long tiny huge giant
+"""
 DETERMINERS = set(DETERMINER_WORDS.split()) | set(COLOURS) | {"golden", "gray"}
 DETERMINERS |= {word for words in (*MOOD_WORDS.values(), *SIZE_WORDS.values()) for word in words}
 # As often verbs, adverbs or adjectives as things: without a determiner they show nothing.

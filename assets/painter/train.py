@@ -463,7 +463,7 @@ def latent_pool(run: Run, name: str, count: int, draw) -> np.memmap:
     draw(count, first).
     """
     vae = backbones.load_vae(run)
-    path = run.work_dir / f"{name}.f16"
+    path = run.work_dir / f"{name}_latents.f16"  # its marks are not those of the pictures
     latents = backbones.open_map(path, (count, 4, LATENT_SIDE, LATENT_SIDE), np.float16)
     marks = backbones.open_map(path.with_suffix(".marks"), (count,), np.uint8)
     printed = time.monotonic()
