@@ -77,10 +77,10 @@ def test_at_the_start_the_layers_pass_their_input_on_and_the_soft_prompt_leads_b
     )
     assert (
         not salience.any()
-    )  # before the stories are counted every word speaks as loudly as every other
+    )  # before the stories are counted every word is as salient as every other
 
 
-def test_loud_is_what_a_story_is_about(model):
+def test_salience_is_what_a_story_is_about(model):
     """Stories of 16 words, two a slot. Word 5 is everywhere; 6 and 7 are in every tenth story, 7
     twice; 8 stands in the second chunk alone, 9 in any."""
     stories = []
@@ -101,13 +101,13 @@ def test_loud_is_what_a_story_is_about(model):
     assert salience[7, 0] > salience[6, 0]  # what comes back is what a story is about
     assert (
         salience[8, 1] > salience[9].max() and salience[8, 1] > salience[8, 2]
-    )  # what belongs to a slot is loud there
+    )  # what belongs to a slot is salient there
     members, own = sgm.chunk_membership(torch.ones(1, 16, dtype=torch.bool)), torch.eye(16)[None]
     model.encoder.token_residual.data.zero_()
     outputs = model.encoder.pool(own, salience[torch.tensor(stories[0])][None], members)
     assert (
         outputs[0, 0].argmax() == 1 and outputs[0, 0, 1] > 0.9
-    )  # the chunk's vector is its loudest word's
+    )  # the chunk's vector is its most salient word's
     torch.testing.assert_close(outputs[0, 0], outputs[0, 1])
 
 
@@ -261,7 +261,7 @@ def test_the_rate_moves_the_vote_of_its_own_slot_alone(quantized):
 
 def test_the_assignment_is_entropy_constrained(quantized):
     """Chou et al. 1989, token by token: the least sum of squared distance and cost, a nat at what
-    it explains, and at more in a slot that is heard less."""
+    it explains, and at more in a slot of less Fisher information."""
     quantizer, outputs, mask, members, _ = quantized
     quantizer.counts.fill_(1.0)
     costs = 3 * torch.rand(3, 8, quantizer.num_codes, generator=torch.Generator().manual_seed(0))

@@ -179,7 +179,7 @@ def test_usage_counts_codes_that_are_alive():
     assert quantizer.usage() == (2, pytest.approx(2))
 
 
-def test_the_variance_per_nat_is_what_the_codes_explain():
+def test_the_lagrange_multiplier_is_what_the_codes_explain():
     quantizer = sgm.VectorQuantizer(3, 1, decay=0.9)
     quantizer.codebook.copy_(torch.tensor([[0.0], [1.0], [4.0]]))
     quantizer.counts.copy_(

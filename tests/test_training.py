@@ -323,8 +323,8 @@ def test_tensorboard_shows_the_run(trained):
         server.wait(20)
 
 
-def test_a_training_settles(checkpoint, data_folder):
-    """At the end the rate goes by what is heard, the prior is fitted to the codes that this makes,
+def test_the_end_of_a_training_fits_the_prior(checkpoint, data_folder):
+    """At the end the rate goes by each slot's Fisher information, the prior is fitted to the codes that this makes,
     and nothing else moves."""
     config = dataclasses.replace(checkpoint["config"], prior_steps=10_000, prior_learning_rate=1e-2)
     model = sgm.load_model(checkpoint, config, torch.device("cpu"), torch.float32, paints=False)
@@ -356,7 +356,7 @@ def test_a_training_settles(checkpoint, data_folder):
     )
 
 
-def test_a_slot_is_heard_as_far_as_its_vector_moves_the_text_nll(checkpoint, data_folder):
+def test_slot_fisher_is_how_far_a_slot_s_vector_moves_the_text_nll(checkpoint, data_folder):
     """Against the squared slope along each direction, by differences."""
     config = checkpoint["config"]
     model = sgm.load_model(
