@@ -2,6 +2,7 @@
 
 import random
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def test_a_run_killed_five_times(run_config, tmp_path, record_property, name, ch
         assert children[0].finish() == -signal.SIGKILL, children[0].err
         for child in children[1:]:
             child.finish()
+        time.sleep(1)  # TensorBoard orders a folder's files by the second in their names
     finish(start(broken, tmp_path / "broken", processes))
 
     files = [Path(config.output_dir) / f"ckpt_{STEPS}.pt" for config in (whole, broken)]
