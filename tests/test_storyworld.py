@@ -145,7 +145,7 @@ def test_the_probe_reads_drawn_pictures():
 
 def test_the_painter_paints_what_a_story_says():
     """A dozen stories; the model card has the figures of hundreds."""
-    checkpoint = sgm.load_checkpoint(sgm.EMBEDDED_CHECKPOINT)
+    checkpoint = sgm.load_checkpoint(sgm.EMBEDDED["storyworld"])
     config = checkpoint["config"]
     diffusion = sgm.LatentDiffusion(config.diffusion_model, torch.device("cpu"), torch.float32)
     stories = [world.write_story(2 * 10**9 + number) for number in range(12)]

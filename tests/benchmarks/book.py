@@ -39,7 +39,7 @@ def naming_prompts(count: int) -> list[world.Story]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt", default=str(sgm.EMBEDDED_CHECKPOINT))
+    parser.add_argument("--ckpt", default=str(sgm.EMBEDDED["storyworld"]))
     parser.add_argument("--count", type=int, default=100, help="books")
     parser.add_argument("--consistency", nargs="+", default=["off", "noise", "attention"])
     arguments = parser.parse_args()

@@ -20,7 +20,7 @@ PROMPT = "A shy blue owl looks for a lost star"
 
 def main() -> None:
     sgm.quiet_libraries()
-    checkpoint = sgm.load_checkpoint(str(sgm.EMBEDDED_CHECKPOINT))
+    checkpoint = sgm.load_checkpoint(str(sgm.EMBEDDED["storyworld"]))
     model = sgm.load_model(checkpoint, checkpoint["config"], *sgm.pick_device())
     one = checkpoint["config"]
     bare, eight = dataclasses.replace(one, num_storyboards=1), dataclasses.replace(one, panels=8)

@@ -19,7 +19,7 @@ import story_generative_model as sgm
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt", default=str(sgm.EMBEDDED_CHECKPOINT))
+    parser.add_argument("--ckpt", default=str(sgm.EMBEDDED["storyworld"]))
     parser.add_argument("--data_root", default="data")
     parser.add_argument("--max_val_samples", type=int, default=128)
     parser.add_argument("--draws", type=int, default=3, help="new codes for each story and slot")
