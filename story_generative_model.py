@@ -323,8 +323,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
-from functools import partial
-from itertools import pairwise
+from functools import cache, partial
+from itertools import groupby, pairwise
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
 
@@ -332,7 +332,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, PngImagePlugin, features
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -2518,28 +2518,140 @@ def as_png(result: IllustratedStory, record: dict, original: dict | None) -> byt
     return png_bytes(image, notes)
 
 
-def caption_font(size: int) -> ImageFont.FreeTypeFont:
-    """A font of the machine that has many scripts, or the one that Pillow carries."""
-    for name in ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf"):
+FONT_PACKAGES = ("manimgx-fonts", "manimgx-fonts-cjk")  # Noto Sans and Noto Emoji, OFL 1.1
+SYSTEM_FONTS = (
+    "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf",
+    "NotoSansCJK-Regular.ttc", "msyh.ttc", "NotoSansArabic-Regular.ttf",
+    "NotoSansDevanagari-Regular.ttf", "Nirmala.ttf", "NotoEmoji-Regular.ttf", "seguiemj.ttf",
+)  # fmt: skip
+
+
+@cache
+def caption_fonts(size: int) -> list[ImageFont.FreeTypeFont]:
+    """The fonts of a caption; a letter takes the first that has it. Those of packages come first,
+    so that the same story has the same bytes on every machine."""
+    names = []
+    for package in FONT_PACKAGES:
+        if spec := importlib.util.find_spec(package.replace("-", "_")):
+            folder = Path(spec.submodule_search_locations[0])
+            names += sorted(file for file in folder.glob("*.tt[cf]") if "Italic" not in file.name)
+    names.sort(key=lambda file: not file.name.startswith("NotoSans["))  # Latin, Greek, Cyrillic
+    fonts = []
+    for name in [*names, *SYSTEM_FONTS]:
         with suppress(OSError):
-            return ImageFont.truetype(name, size)
-    return ImageFont.load_default(size)
+            fonts.append(ImageFont.truetype(str(name), size))
+            fonts[-1].set_variation_by_axes([400])  # regular; an OSError if it has one weight
+    return fonts + [ImageFont.load_default(size)]
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+@cache
+def has_letter(font: ImageFont.FreeTypeFont, letter: str) -> bool:
+    """Whether a font draws a letter otherwise than one that no font has."""
+    plain = font.font_variant(layout_engine=ImageFont.Layout.BASIC)
+    return bytes(plain.getmask(letter)) != bytes(plain.getmask("\U0010fffe"))
+
+
+def is_attached(letter: str) -> bool:
+    """Marks, joiners and modifiers are drawn with the letter before them."""
+    return unicodedata.category(letter) in ("Mn", "Mc", "Me", "Cf", "Sk")
+
+
+def warn_missing_letters(text: str) -> None:
+    fonts, letters = caption_fonts(STRIP_SIDE // 20), dict.fromkeys(text)
+    letters = [letter for letter in letters if not letter.isspace() and not is_attached(letter)]
+    if missing := [each for each in letters if not any(has_letter(font, each) for font in fonts)]:
+        packages = " ".join(FONT_PACKAGES)
+        log(f"captions: no font has {' '.join(missing)} (pip install {packages}: most scripts)")
+    if not features.check("raqm") and not all(text_direction(each) == "ltr" for each in letters):
+        log("captions: letters from right to left stand in order where libfribidi is installed")
+
+
+def font_runs(text: str, size: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
+    """The text in runs of one font each."""
+    fonts, runs = caption_fonts(size), []
+    for letter in text:
+        if runs and is_attached(letter):
+            font = runs[-1][0]
+        else:
+            font = next((font for font in fonts if has_letter(font, letter)), fonts[0])
+            font = fonts[0] if letter == " " else font
+        if runs and runs[-1][0] is font:
+            runs[-1] = (font, runs[-1][1] + letter)
+        else:
+            runs.append((font, letter))
+    return runs
+
+
+def text_length(text: str, size: int) -> float:
+    return sum(font.getlength(run) for font, run in font_runs(text, size))
+
+
+def text_direction(text: str, default: str = "ltr") -> str:
+    """The side of the first letter that has one, "ltr" or "rtl" (Unicode's bidi algorithm, P2)."""
+    kinds = map(unicodedata.bidirectional, text)
+    first = next((kind for kind in kinds if kind in ("L", "R", "AL")), None)
+    return {None: default, "L": "ltr"}.get(first, "rtl")
+
+
+def in_reading_order(runs: list[tuple], base: str) -> list[tuple]:
+    """(font, text, direction) of runs from the line's beginning, which is at its right side where
+    `base` is "rtl": those of the other direction are reversed. A run without a direction has that
+    of both its neighbours, or the line's (rules N1, N2 and L2 of Unicode's bidi algorithm); inside
+    a run Pillow orders the letters."""
+    sides, ordered = [text_direction(text, "") for _, text in runs], []
+    for place, (font, text) in enumerate(runs):
+        before = sides[place - 1] if place else base
+        after = next(filter(None, sides[place:]), base)
+        neutral = before if before == after else base
+        ordered.append((font, text, base if sides[place] else neutral))
+        sides[place] = sides[place] or neutral
+    line = []
+    for side, part in groupby(zip(sides, ordered), key=lambda pair: pair[0]):
+        part = [run for _, run in part]
+        line += part if side == base else part[::-1]
+    return line
+
+
+def draw_line(card: Image.Image, line: str, left: float, baseline: float, size: int, base: str):
+    """Draws a line of text on a card, at its right side if `base` is "rtl"."""
+    draw, x = ImageDraw.Draw(card), left
+    for font, text, direction in in_reading_order(font_runs(line, size), base):
+        raqm = font.layout_engine == ImageFont.Layout.RAQM
+        shaped = dict(direction=direction) if raqm else {}
+        length = font.getlength(text)
+        start = x if base == "ltr" else card.width - x - length
+        draw.text((start, baseline), text, fill=INK, font=font, anchor="ls", **shaped)
+        x += length
+
+
+def split_at_breaks(text: str) -> list[str]:
+    """The text in pieces between which a line may end: words with the space behind them, and the
+    letters of scripts without spaces, but a closing mark stays behind its letter, an opening one
+    before it."""
+    pieces = [""]
+    for before, letter in pairwise(" " + " ".join(text.split())):
+        wide = {"W", "F"} & set(map(unicodedata.east_asian_width, (before, letter)))
+        closes = unicodedata.category(letter) in ("Pe", "Pf", "Po", "Lm") or is_attached(letter)
+        opens = unicodedata.category(before) in ("Ps", "Pi") or is_attached(before)
+        if before == " " or (wide and letter != " " and not closes and not opens):
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces[1:]
+
+
+def wrap(text: str, size: int, width: float) -> list[str]:
     """Lines of at most `width` pixels; a word that is longer than a line is broken."""
     lines = [""]
-    for word in text.split():
-        line = f"{lines[-1]} {word}".strip()
-        if font.getlength(line) <= width:
-            lines[-1] = line
+    for piece in split_at_breaks(text):
+        if text_length(lines[-1] + piece.rstrip(), size) <= width:
+            lines[-1] += piece
             continue
         lines.append("")
-        for letter in word:
-            if font.getlength(lines[-1] + letter) > width:
+        for letter in piece:
+            if text_length(lines[-1] + letter, size) > width and not is_attached(letter):
                 lines.append("")
             lines[-1] += letter
-    return [line for line in lines if line]
+    return [line.rstrip() for line in lines if line.strip()]
 
 
 PAPER, INK, STRIP_SIDE, PAGE_SIDE = "#fffdf7", "#22252b", 320, 900  # colours; pixels
@@ -2547,21 +2659,24 @@ PAPER, INK, STRIP_SIDE, PAGE_SIDE = "#fffdf7", "#22252b", 320, 900  # colours; p
 
 def panel_card(panel: IllustratedPanel, side: int) -> Image.Image:
     """A panel of `side` pixels with its text below."""
-    font, margin = caption_font(side // 20), side // 20
-    lines = wrap(panel.text, font, side)
-    step = round(font.size * 1.35)
-    size = (side + 2 * margin, side + 3 * margin + step * len(lines))
-    card = Image.new("RGB", size, PAPER)
+    margin = size = side // 20
+    lines, base = wrap(panel.text, size, side), text_direction(panel.text)
+    step = round(size * 1.35)
+    card = Image.new("RGB", (side + 2 * margin, side + 3 * margin + step * len(lines)), PAPER)
     card.paste(panel.image.resize((side, side), Image.Resampling.LANCZOS), (margin, margin))
     for number, line in enumerate(lines):
-        place = (margin, side + 2 * margin + step * number)
-        ImageDraw.Draw(card).text(place, line, fill=INK, font=font)
+        draw_line(card, line, margin, side + 2 * margin + step * number + size, size, base)
     return card
+
+
+def panel_cards(result: IllustratedStory, side: int) -> list[Image.Image]:
+    warn_missing_letters(" ".join(panel.text for panel in result.panels))
+    return [panel_card(panel, side) for panel in result.panels]
 
 
 def panel_strip(result: IllustratedStory) -> Image.Image:
     """The panels with their texts, up to four in a row."""
-    cards = [panel_card(panel, STRIP_SIDE) for panel in result.panels]
+    cards = panel_cards(result, STRIP_SIDE)
     columns, width = min(4, len(cards)), cards[0].width
     rows = batched(cards, columns)
     heights = [max(card.height for card in row) for row in rows]
@@ -2574,7 +2689,7 @@ def panel_strip(result: IllustratedStory) -> Image.Image:
 
 def as_pdf(result: IllustratedStory, record: dict, original: dict | None) -> bytes:
     """A page for each panel; the record is in the document's keywords."""
-    cards = [panel_card(panel, PAGE_SIDE) for panel in result.panels]
+    cards = panel_cards(result, PAGE_SIDE)
     height = max(card.height for card in cards)
     pages = [Image.new("RGB", (card.width, height), PAPER) for card in cards]
     for page, card in zip(pages, cards):
