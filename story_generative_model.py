@@ -102,7 +102,7 @@ class Config:
     )
     prompt: str = FILES("", "opening line of the story")
     prompts_file: str = FILES("", "a text file with a prompt on each line, instead of --prompt")
-    source: str = FILES("", "a .png or .html of generate: made again, or edited", name="from")
+    source: str = FILES("", "a file that generate wrote: made again, or edited", name="from")
     storyboard: str = FILES("", 'codes to pin, "3 17 _ _ 5 _ _ _"; _ leaves a slot free')
     num_stories: int = FILES(1, "stories of each prompt, with seeds from --seed on", low=1)
     ckpt: str = FILES(
@@ -110,8 +110,8 @@ class Config:
         "generate evaluate codebook export",
     )  # fmt: skip
     output: str = FILES(
-        "", "file to write: picture or book (.png, .html, .pdf), metrics (.json), codebook page "
-        "(.html); folder of the export", "generate evaluate codebook export",
+        "", "file to write: picture or book (.png, .html, .pdf, .epub), metrics (.json), codebook "
+        "page (.html); folder of the export", "generate evaluate codebook export",
     )  # fmt: skip
     json: bool = FILES(False, "print what was made as JSON, a line for each story")
     push_to_hub: str = FILES("", "owner/name of a hub repository to write to as well", "export")
@@ -120,6 +120,7 @@ class Config:
     split: str = FILES("val", "split to measure", "evaluate codebook", choices=("train", "val"))
     top_codes: int = FILES(24, "how many of the most used codes to show", "codebook", low=1)
     panels: int = SAMPLING(1, "pictures of a story, 1 to 8", low=1, high=8)
+    redo: str = SAMPLING("", "with --from: number of the picture to paint anew, by --seed")
     panel_consistency: str = SAMPLING(
         "off", "what the panels of a story share", choices=("off", "noise", "attention")
     )
@@ -332,7 +333,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, PngImagePlugin, features
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, PdfParser, PngImagePlugin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -2319,13 +2320,29 @@ def illustrate(
         conditions += cumulative_texts(parts)
         step = 0 if config.panel_consistency == "noise" else 1
         noise_seeds += [seed + step * number for number in range(len(parts))]
-    states = model.diffusion.encode_texts(conditions)
-    pictures = iter(zip(noise_seeds, model.diffusion.sample_images(*states, config, noise_seeds)))
+    states, mask = model.diffusion.encode_texts(conditions)
+    images = model.diffusion.sample_images(states, mask, config, noise_seeds)
+    for number, seed in parse_redo(config.redo):  # in the order in which they were asked for
+        if number > len(images):
+            continue  # the edited story has fewer panels
+        shared = config.panel_consistency == "attention"
+        batch = slice(None) if shared else slice(number - 1, number)
+        noise_seeds[number - 1] = seed
+        painted = model.diffusion.sample_images(
+            states[batch], mask[batch], config, noise_seeds[batch]
+        )
+        images[number - 1] = painted[number - 1 if shared else 0]
+    pictures = iter(zip(noise_seeds, images))
     results = []
     for prompt, story, board, parts in zip(prompts, stories, codes.tolist(), texts):
         panels = [IllustratedPanel(text, *next(pictures)) for text in parts]
         results.append(IllustratedStory(prompt, story, board, panels))
     return results
+
+
+def parse_redo(text: str) -> list[tuple[int, int]]:
+    """'3:9 5:2' -> [(3, 9), (5, 2)], numbers of pictures and the seeds that they are painted by."""
+    return [tuple(map(int, pair.split(":"))) for pair in text.split()]
 
 
 def read_prompts(config: Config) -> list[str]:
@@ -2381,18 +2398,29 @@ def make_record(
 
 
 RECORD_TAG = re.compile(r'<script type="application/json" id="story">(.*?)</script>')
+EPUB_RECORD = "book/story.json"
+
+
+def record_text(path: str) -> str:
+    """The record, as JSON, in a file that a writer of section 10 made."""
+    ending = Path(path).suffix.lower()
+    if ending == ".html":
+        return RECORD_TAG.search(Path(path).read_text("utf-8"))[1]
+    if ending == ".epub":
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(EPUB_RECORD).decode()
+    if ending == ".pdf":
+        with PdfParser.PdfParser(path) as document:
+            return document.info.Keywords
+    with Image.open(path, formats=("PNG",)) as image:
+        image.load()
+        return image.text["story"]
 
 
 def read_record(path: str) -> dict:
-    """The record in a .png or .html that `generate` wrote."""
+    """The record in a file that `generate` wrote. Raises StoryError for any other file."""
     try:
-        if path.lower().endswith(".html"):
-            text = RECORD_TAG.search(Path(path).read_text("utf-8"))[1]
-        else:
-            with Image.open(path, formats=("PNG",)) as image:
-                image.load()
-                text = image.text.get("story")
-        record = json.loads(text)
+        record = json.loads(record_text(path))
         parse_storyboard(" ".join(str(int(code)) for code in record["storyboard"]), 10**9)
         settings = {
             name: record["settings"][name]
@@ -2402,8 +2430,8 @@ def read_record(path: str) -> dict:
         parsed = dict(prompt=str(record["prompt"]), seed=int(record["seed"]))
         return dict(record, settings=settings, **parsed)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, SyntaxError,
-            StoryError) as error:  # fmt: skip
-        reason = f"not a .png or .html that generate wrote ({type(error).__name__}: {error})"
+            StoryError, zipfile.BadZipFile, PdfParser.PdfFormatError) as error:  # fmt: skip
+        reason = f"not a book that generate wrote ({type(error).__name__}: {error})"
         raise StoryError(f"--from {path}: {reason}", 2) from None
 
 
@@ -2411,11 +2439,26 @@ def replay_config(config: Config, given: set[str]) -> tuple[Config, dict]:
     """The configuration that makes --from's story again, but for what was given; and its record."""
     record = read_record(config.source)
     recorded = dict(record["settings"], prompt=record["prompt"], seed=record["seed"])
+    if config.redo:
+        recorded["redo"] = add_redo(record, config, given)
+        given = given - {"redo", "seed"}  # --seed is the picture's, the story keeps its own
     edits = parse_storyboard(config.storyboard, 10**9)
     edited = [old if new is None else new for old, new in zip(record["storyboard"], edits)]
     changes = {name: value for name, value in recorded.items() if name not in given}
     storyboard = " ".join(map(str, edited))
     return dataclasses.replace(config, **changes, storyboard=storyboard), record
+
+
+def add_redo(record: dict, config: Config, given: set[str]) -> str:
+    """The record's setting `redo` with one more picture and its seed: --seed, or one that no
+    picture had."""
+    panels = record["panels"]
+    if not (re.fullmatch("[1-8]", config.redo) and int(config.redo) <= len(panels)):
+        wanted = f"is not a picture of {config.source}, which has {len(panels)}"
+        raise StoryError(f"--redo {config.redo[:20]} {wanted}", 2)
+    fresh = panels[int(config.redo) - 1]["seed"] + NUM_SLOTS
+    seed = config.seed if "seed" in given else fresh
+    return f"{record['settings'].get('redo', '')} {config.redo}:{seed}".strip()
 
 
 def versions() -> str:
@@ -2432,6 +2475,8 @@ def generate(config: Config, checkpoint: dict, given: set = frozenset()) -> list
     if path.suffix.lower() not in WRITERS or not path.parent.is_dir():
         wanted = f"must be a {', '.join(WRITERS)} file in a folder that exists"
         raise StoryError(f"--output {path} {wanted}", 2)
+    if config.redo and (not config.source or config.num_stories > 1):
+        raise StoryError("--redo paints a picture of one story: it goes with --from", 2)
     digest = file_sha256(Path(checkpoint["path"]))
     source = dict(name=Path(checkpoint["path"]).name, step=checkpoint["step"], sha256=digest)
     if config.source:
@@ -2479,8 +2524,8 @@ def list_jobs(model: StoryModel, config: Config, prompts: list[str]) -> list[tup
 # --------------------------------------------------------------------------------------------------
 # 10. Pages
 # In: an illustrated story and the record of what made it. Out: one file, by its ending: a picture
-# or a strip of panels (.png), a web page (.html), a book (.pdf). Each carries the record, and the
-# same record gives the same bytes.
+# or a strip of panels (.png), a web page (.html), a book (.pdf, .epub). Each carries the record,
+# and the same record gives the same bytes.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -2562,7 +2607,9 @@ def warn_missing_letters(text: str) -> None:
     if missing := [each for each in letters if not any(has_letter(font, each) for font in fonts)]:
         packages = " ".join(FONT_PACKAGES)
         log(f"captions: no font has {' '.join(missing)} (pip install {packages}: most scripts)")
-    if not features.check("raqm") and not all(text_direction(each) == "ltr" for each in letters):
+    if fonts[0].layout_engine == ImageFont.Layout.BASIC and not all(
+        text_direction(each) == "ltr" for each in letters
+    ):
         log("captions: letters from right to left stand in order where libfribidi is installed")
 
 
@@ -2703,6 +2750,41 @@ def as_pdf(result: IllustratedStory, record: dict, original: dict | None) -> byt
     return file.getvalue()
 
 
+NOT_IN_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def as_epub(result: IllustratedStory, record: dict, original: dict | None) -> bytes:
+    """A fixed-layout EPUB 3.3 with a page for each panel; story.json in it is the record."""
+    cards = [panel_card(panel, PAGE_SIDE) for panel in result.panels]  # for their height
+    data = json.dumps(record, ensure_ascii=False).encode()
+    values = dict(
+        title=NOT_IN_XML.sub("", title_of(result)),
+        direction=text_direction(result.story),
+        digest=hashlib.sha256(data).hexdigest(),
+        pages=result.panels,
+        **dict(width=cards[0].width, height=max(card.height for card in cards)),
+        **dict(paper=PAPER, ink=INK, side=PAGE_SIDE, margin=PAGE_SIDE // 20),
+    )
+    files = {
+        "mimetype": b"application/epub+zip",  # the first, and not compressed
+        "META-INF/container.xml": render_template("epub/container.xml"),
+        "book/package.opf": render_template("epub/package.opf", **values),
+        "book/nav.xhtml": render_template("epub/nav.xhtml", **values),
+        EPUB_RECORD: data,
+    }
+    for number, panel in enumerate(result.panels, 1):
+        page = dict(number=number, text=NOT_IN_XML.sub("", panel.text))
+        files[f"book/{number}.xhtml"] = render_template("epub/page.xhtml", **values, **page)
+        files[f"book/{number}.png"] = png_bytes(panel.image)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in files.items():
+            method = zipfile.ZIP_STORED if name == "mimetype" else zipfile.ZIP_DEFLATED
+            entry = zipfile.ZipInfo(name)  # of 1980: the same record, the same bytes
+            archive.writestr(entry, content, method)
+    return file.getvalue()
+
+
 def title_of(result: IllustratedStory) -> str:
     return result.prompt.rstrip(".!? ")
 
@@ -2780,7 +2862,7 @@ def storyboard_image(codes: np.ndarray, side: int = 12) -> np.ndarray:
     return np.array(pixels, dtype=np.uint8).repeat(side, 0).repeat(side, 1)
 
 
-WRITERS = {".png": as_png, ".html": as_html, ".pdf": as_pdf}
+WRITERS = {".png": as_png, ".html": as_html, ".pdf": as_pdf, ".epub": as_epub}
 
 
 # --------------------------------------------------------------------------------------------------
