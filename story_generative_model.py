@@ -2572,7 +2572,7 @@ SYSTEM_FONTS = (
 
 
 @cache
-def caption_fonts(size: int) -> list[ImageFont.FreeTypeFont]:
+def caption_fonts(size: int, layout=None) -> list[ImageFont.FreeTypeFont]:
     """The fonts of a caption; a letter takes the first that has it. Those of packages come first,
     so that the same story has the same bytes on every machine."""
     names = []
@@ -2584,16 +2584,19 @@ def caption_fonts(size: int) -> list[ImageFont.FreeTypeFont]:
     fonts = []
     for name in [*names, *SYSTEM_FONTS]:
         with suppress(OSError):
-            fonts.append(ImageFont.truetype(str(name), size))
+            fonts.append(ImageFont.truetype(str(name), size, layout_engine=layout))
             fonts[-1].set_variation_by_axes([400])  # regular; an OSError if it has one weight
     return fonts + [ImageFont.load_default(size)]
 
 
 @cache
-def has_letter(font: ImageFont.FreeTypeFont, letter: str) -> bool:
-    """Whether a font draws a letter otherwise than one that no font has."""
-    plain = font.font_variant(layout_engine=ImageFont.Layout.BASIC)
-    return bytes(plain.getmask(letter)) != bytes(plain.getmask("\U0010fffe"))
+def find_font(letter: str) -> int | None:
+    """The place among caption_fonts of the first that draws a letter otherwise than one that no
+    font has."""
+    for place, font in enumerate(caption_fonts(20, ImageFont.Layout.BASIC)):
+        if bytes(font.getmask(letter)) != bytes(font.getmask("\U0010fffe")):
+            return place
+    return None
 
 
 def is_attached(letter: str) -> bool:
@@ -2602,14 +2605,12 @@ def is_attached(letter: str) -> bool:
 
 
 def warn_missing_letters(text: str) -> None:
-    fonts, letters = caption_fonts(STRIP_SIDE // 20), dict.fromkeys(text)
-    letters = [letter for letter in letters if not letter.isspace() and not is_attached(letter)]
-    if missing := [each for each in letters if not any(has_letter(font, each) for font in fonts)]:
+    letters = [letter for letter in dict.fromkeys(text) if not is_attached(letter)]
+    if missing := [letter for letter in letters if letter.strip() and find_font(letter) is None]:
         packages = " ".join(FONT_PACKAGES)
         log(f"captions: no font has {' '.join(missing)} (pip install {packages}: most scripts)")
-    if fonts[0].layout_engine == ImageFont.Layout.BASIC and not all(
-        text_direction(each) == "ltr" for each in letters
-    ):
+    shaped = caption_fonts(20)[0].layout_engine == ImageFont.Layout.RAQM
+    if not shaped and any(text_direction(letter) == "rtl" for letter in letters):
         log("captions: letters from right to left stand in order where libfribidi is installed")
 
 
@@ -2620,8 +2621,7 @@ def font_runs(text: str, size: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
         if runs and is_attached(letter):
             font = runs[-1][0]
         else:
-            font = next((font for font in fonts if has_letter(font, letter)), fonts[0])
-            font = fonts[0] if letter == " " else font
+            font = fonts[0 if letter == " " else find_font(letter) or 0]
         if runs and runs[-1][0] is font:
             runs[-1] = (font, runs[-1][1] + letter)
         else:
@@ -2705,14 +2705,18 @@ PAPER, INK, STRIP_SIDE, PAGE_SIDE = "#fffdf7", "#22252b", 320, 900  # colours; p
 
 
 def panel_card(panel: IllustratedPanel, side: int) -> Image.Image:
-    """A panel of `side` pixels with its text below."""
+    """A panel of `side` pixels with its text below. The text is drawn at twice its size, since that
+    of small letters has uneven spaces."""
     margin = size = side // 20
-    lines, base = wrap(panel.text, size, side), text_direction(panel.text)
+    lines, base = wrap(panel.text, 2 * size, 2 * side), text_direction(panel.text)
     step = round(size * 1.35)
-    card = Image.new("RGB", (side + 2 * margin, side + 3 * margin + step * len(lines)), PAPER)
-    card.paste(panel.image.resize((side, side), Image.Resampling.LANCZOS), (margin, margin))
+    width, height = side + 2 * margin, side + 3 * margin + step * len(lines)
+    card = Image.new("RGB", (2 * width, 2 * height), PAPER)
     for number, line in enumerate(lines):
-        draw_line(card, line, margin, side + 2 * margin + step * number + size, size, base)
+        baseline = side + 2 * margin + step * number + size
+        draw_line(card, line, 2 * margin, 2 * baseline, 2 * size, base)
+    card = card.reduce(2)
+    card.paste(panel.image.resize((side, side), Image.Resampling.LANCZOS), (margin, margin))
     return card
 
 
