@@ -2322,16 +2322,8 @@ def illustrate(
         noise_seeds += [seed + step * number for number in range(len(parts))]
     states, mask = model.diffusion.encode_texts(conditions)
     images = model.diffusion.sample_images(states, mask, config, noise_seeds)
-    for number, seed in parse_redo(config.redo):  # in the order in which they were asked for
-        if number > len(images):
-            continue  # the edited story has fewer panels
-        shared = config.panel_consistency == "attention"
-        batch = slice(None) if shared else slice(number - 1, number)
-        noise_seeds[number - 1] = seed
-        painted = model.diffusion.sample_images(
-            states[batch], mask[batch], config, noise_seeds[batch]
-        )
-        images[number - 1] = painted[number - 1 if shared else 0]
+    if config.redo:  # of a single story
+        repaint(model, config, states, mask, noise_seeds, images)
     pictures = iter(zip(noise_seeds, images))
     results = []
     for prompt, story, board, parts in zip(prompts, stories, codes.tolist(), texts):
@@ -2340,9 +2332,24 @@ def illustrate(
     return results
 
 
+def repaint(model: StoryModel, config: Config, states, mask, seeds: list, images: list) -> None:
+    """Replaces each picture of --redo, one after the other, and its seed; with shared attention a
+    new picture sees the others as they are then."""
+    shared = config.panel_consistency == "attention"
+    for number, seed in parse_redo(config.redo):
+        place = number - 1
+        if place < len(images):  # an edited story may have fewer panels
+            seeds[place] = seed
+            batch = slice(None) if shared else slice(place, number)
+            painted = model.diffusion.sample_images(
+                states[batch], mask[batch], config, seeds[batch]
+            )
+            images[place] = painted[place if shared else 0]
+
+
 def parse_redo(text: str) -> list[tuple[int, int]]:
     """'3:9 5:2' -> [(3, 9), (5, 2)], numbers of pictures and the seeds that they are painted by."""
-    return [tuple(map(int, pair.split(":"))) for pair in text.split()]
+    return [(int(number), int(seed)) for number, seed in re.findall("([1-8]):([0-9]+)", text)]
 
 
 def read_prompts(config: Config) -> list[str]:
@@ -2427,10 +2434,10 @@ def read_record(path: str) -> dict:
             for name in RECORDED_SETTINGS
             if name in record["settings"]
         }
-        parsed = dict(prompt=str(record["prompt"]), seed=int(record["seed"]))
+        panels = [dict(panel, seed=int(panel["seed"])) for panel in record["panels"]]
+        parsed = dict(prompt=str(record["prompt"]), seed=int(record["seed"]), panels=panels)
         return dict(record, settings=settings, **parsed)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, SyntaxError,
-            StoryError, zipfile.BadZipFile, PdfParser.PdfFormatError) as error:  # fmt: skip
+    except Exception as error:  # readers of four formats raise errors of many kinds
         reason = f"not a book that generate wrote ({type(error).__name__}: {error})"
         raise StoryError(f"--from {path}: {reason}", 2) from None
 
@@ -2442,6 +2449,8 @@ def replay_config(config: Config, given: set[str]) -> tuple[Config, dict]:
     if config.redo:
         recorded["redo"] = add_redo(record, config, given)
         given = given - {"redo", "seed"}  # --seed is the picture's, the story keeps its own
+    elif given & {"seed", "num_stories"}:
+        recorded["redo"] = ""  # other stories, of which no picture was painted anew
     edits = parse_storyboard(config.storyboard, 10**9)
     edited = [old if new is None else new for old, new in zip(record["storyboard"], edits)]
     changes = {name: value for name, value in recorded.items() if name not in given}
@@ -2475,8 +2484,9 @@ def generate(config: Config, checkpoint: dict, given: set = frozenset()) -> list
     if path.suffix.lower() not in WRITERS or not path.parent.is_dir():
         wanted = f"must be a {', '.join(WRITERS)} file in a folder that exists"
         raise StoryError(f"--output {path} {wanted}", 2)
-    if config.redo and (not config.source or config.num_stories > 1):
-        raise StoryError("--redo paints a picture of one story: it goes with --from", 2)
+    several = config.num_stories > 1 or config.prompts_file
+    if config.redo and (several or not config.source):
+        raise StoryError("--redo paints a picture of one story: it goes with --from alone", 2)
     digest = file_sha256(Path(checkpoint["path"]))
     source = dict(name=Path(checkpoint["path"]).name, step=checkpoint["step"], sha256=digest)
     if config.source:
@@ -2630,6 +2640,7 @@ def font_runs(text: str, size: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
 
 
 def text_length(text: str, size: int) -> float:
+    """Width in pixels."""
     return sum(font.getlength(run) for font, run in font_runs(text, size))
 
 

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
@@ -172,6 +173,22 @@ def test_epubcheck_finds_nothing(book):
     checked = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert checked.returncode == 0, checked.stderr
     assert "No errors or warnings detected" in checked.stdout
+
+
+@pytest.mark.parametrize("ending", [".png", ".html", ".pdf", ".epub"])
+def test_a_damaged_book_is_read_or_refused_in_one_line(result, record, tmp_path, ending):
+    whole, random = sgm.WRITERS[ending](result, record, None), np.random.default_rng(0)
+    path = tmp_path / f"story{ending}"
+    refused = 0
+    for number in range(60):
+        data = np.frombuffer(whole, np.uint8).copy()
+        data[random.integers(len(data), size=1 + number)] = random.integers(256, size=1 + number)
+        path.write_bytes(data[: len(data) if number % 3 else random.integers(len(data))].tobytes())
+        try:
+            sgm.read_record(str(path))
+        except sgm.StoryError as error:
+            refused += str(error).startswith(f"--from {path}: not a book that generate wrote")
+    assert refused > 20
 
 
 # Captions
