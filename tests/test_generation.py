@@ -333,6 +333,8 @@ def test_one_picture_is_painted_anew_and_nothing_else(checkpoint, tmp_path, cons
         assert same == [place != changed for place in range(3)]
     assert [panel.seed for panel in third.panels] == [9, first.panels[1].seed + 8, 7]
     assert (tmp_path / "c.pdf").read_bytes() == (tmp_path / "d.pdf").read_bytes()
+    another = run("e.png", dict(redo="1", seed=10), "b.html")
+    assert another.panels[0].image.tobytes() not in (books[1][0], books[2][0])
     other = run("e.pdf", dict(seed=20), "c.pdf")
     assert [panel.seed for panel in other.panels] == [20, 21, 22]
 

@@ -250,6 +250,17 @@ def test_runs_of_both_directions_stand_in_order():
     ]
 
 
+def test_the_full_stop_of_a_line_from_right_to_left_is_at_its_left():
+    shapes = []
+    for base in ("ltr", "rtl"):
+        card = Image.new("L", (200, 60), 255)
+        sgm.draw_line(card, "fox.", 10, 40, 30, base)
+        ink = ImageOps.invert(card)
+        shapes.append(np.asarray(ink.crop(ink.getbbox())))
+    highest = [np.flatnonzero(shape[:, :4].any(1))[0] for shape in shapes]  # at the line's left
+    assert highest[0] < 8 and highest[1] > 15  # an f, and the full stop
+
+
 def test_missing_letters_are_named_once_with_the_package(result, record, monkeypatch, capsys):
     letters = "\u4ece\u524d"
     panels = [panel._replace(text=f"{letters} {letters}") for panel in result.panels]
