@@ -107,7 +107,7 @@ class Config:
     )  # fmt: skip
     prompt: str = FILES("", "opening line of the story")
     prompts_file: str = FILES("", "a text file with a prompt on each line, instead of --prompt")
-    source: str = FILES("", "a .png or .html of generate: made again, or edited", name="from")
+    source: str = FILES("", "a file that generate wrote: made again, or edited", name="from")
     storyboard: str = FILES("", 'codes to pin, "3 17 _ _ 5 _ _ _"; _ leaves a slot free')
     num_stories: int = FILES(1, "stories of each prompt, with seeds from --seed on", low=1)
     ckpt: str = FILES(
@@ -115,8 +115,8 @@ class Config:
         "generate evaluate codebook export",
     )  # fmt: skip
     output: str = FILES(
-        "", "file to write: picture or book (.png, .html, .pdf), metrics (.json), codebook page "
-        "(.html); folder of the export", "generate evaluate codebook export",
+        "", "file to write: picture or book (.png, .html, .pdf, .epub), metrics (.json), codebook "
+        "page (.html); folder of the export", "generate evaluate codebook export",
     )  # fmt: skip
     json: bool = FILES(False, "print what was made as JSON, a line for each story")
     push_to_hub: str = FILES("", "owner/name of a hub repository to write to as well", "export")
@@ -125,6 +125,7 @@ class Config:
     split: str = FILES("val", "split to measure", "evaluate codebook", choices=("train", "val"))
     top_codes: int = FILES(24, "how many of the most used codes to show", "codebook", low=1)
     panels: int = SAMPLING(1, "pictures of a story, 1 to 8", low=1, high=8)
+    redo: str = SAMPLING("", "with --from: number of the picture to paint anew, by --seed")
     panel_consistency: str = SAMPLING(
         "off", "what the panels of a story share", choices=("off", "noise", "attention")
     )
@@ -348,8 +349,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from difflib import SequenceMatcher
-from functools import partial
-from itertools import pairwise
+from functools import cache, partial
+from itertools import groupby, pairwise
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
 
@@ -357,7 +358,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, PdfParser, PngImagePlugin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -2423,13 +2424,36 @@ def illustrate(
         conditions += cumulative_texts(parts)
         step = 0 if config.panel_consistency == "noise" else 1
         noise_seeds += [seed + step * number for number in range(len(parts))]
-    states = model.diffusion.encode_texts(conditions)
-    pictures = iter(zip(noise_seeds, model.diffusion.sample_images(*states, config, noise_seeds)))
+    states, mask = model.diffusion.encode_texts(conditions)
+    images = model.diffusion.sample_images(states, mask, config, noise_seeds)
+    if config.redo:  # of a single story
+        repaint(model, config, states, mask, noise_seeds, images)
+    pictures = iter(zip(noise_seeds, images))
     results = []
     for prompt, story, board, parts in zip(prompts, stories, codes.tolist(), texts):
         panels = [IllustratedPanel(text, *next(pictures)) for text in parts]
         results.append(IllustratedStory(prompt, story, board, panels))
     return results
+
+
+def repaint(model: StoryModel, config: Config, states, mask, seeds: list, images: list) -> None:
+    """Replaces each picture of --redo, one after the other, and its seed; with shared attention a
+    new picture sees the others as they are then."""
+    shared = config.panel_consistency == "attention"
+    for number, seed in parse_redo(config.redo):
+        place = number - 1
+        if place < len(images):  # an edited story may have fewer panels
+            seeds[place] = seed
+            batch = slice(None) if shared else slice(place, number)
+            painted = model.diffusion.sample_images(
+                states[batch], mask[batch], config, seeds[batch]
+            )
+            images[place] = painted[place if shared else 0]
+
+
+def parse_redo(text: str) -> list[tuple[int, int]]:
+    """'3:9 5:2' -> [(3, 9), (5, 2)], numbers of pictures and the seeds that they are painted by."""
+    return [(int(number), int(seed)) for number, seed in re.findall("([1-8]):([0-9]+)", text)]
 
 
 def read_prompts(config: Config) -> list[str]:
@@ -2485,29 +2509,40 @@ def make_record(
 
 
 RECORD_TAG = re.compile(r'<script type="application/json" id="story">(.*?)</script>')
+EPUB_RECORD = "book/story.json"
+
+
+def record_text(path: str) -> str:
+    """The record, as JSON, in a file that a writer of section 10 made."""
+    ending = Path(path).suffix.lower()
+    if ending == ".html":
+        return RECORD_TAG.search(Path(path).read_text("utf-8"))[1]
+    if ending == ".epub":
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(EPUB_RECORD).decode()
+    if ending == ".pdf":
+        with PdfParser.PdfParser(path) as document:
+            return document.info.Keywords
+    with Image.open(path, formats=("PNG",)) as image:
+        image.load()
+        return image.text["story"]
 
 
 def read_record(path: str) -> dict:
-    """The record in a .png or .html that `generate` wrote."""
+    """The record in a file that `generate` wrote. Raises StoryError for any other file."""
     try:
-        if path.lower().endswith(".html"):
-            text = RECORD_TAG.search(Path(path).read_text("utf-8"))[1]
-        else:
-            with Image.open(path, formats=("PNG",)) as image:
-                image.load()
-                text = image.text.get("story")
-        record = json.loads(text)
+        record = json.loads(record_text(path))
         parse_storyboard(" ".join(str(int(code)) for code in record["storyboard"]), 10**9)
         settings = {
             name: record["settings"][name]
             for name in RECORDED_SETTINGS
             if name in record["settings"]
         }
-        parsed = dict(prompt=str(record["prompt"]), seed=int(record["seed"]))
+        panels = [dict(panel, seed=int(panel["seed"])) for panel in record["panels"]]
+        parsed = dict(prompt=str(record["prompt"]), seed=int(record["seed"]), panels=panels)
         return dict(record, settings=settings, **parsed)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, SyntaxError,
-            StoryError) as error:  # fmt: skip
-        reason = f"not a .png or .html that generate wrote ({type(error).__name__}: {error})"
+    except Exception as error:  # readers of four formats raise errors of many kinds
+        reason = f"not a book that generate wrote ({type(error).__name__}: {error})"
         raise StoryError(f"--from {path}: {reason}", 2) from None
 
 
@@ -2515,11 +2550,28 @@ def replay_config(config: Config, given: set[str]) -> tuple[Config, dict]:
     """The configuration that makes --from's story again, but for what was given; and its record."""
     record = read_record(config.source)
     recorded = dict(record["settings"], prompt=record["prompt"], seed=record["seed"])
+    if config.redo:
+        recorded["redo"] = add_redo(record, config, given)
+        given = given - {"redo", "seed"}  # --seed is the picture's, the story keeps its own
+    elif given & {"seed", "num_stories"}:
+        recorded["redo"] = ""  # other stories, of which no picture was painted anew
     edits = parse_storyboard(config.storyboard, 10**9)
     edited = [old if new is None else new for old, new in zip(record["storyboard"], edits)]
     changes = {name: value for name, value in recorded.items() if name not in given}
     storyboard = " ".join(map(str, edited))
     return dataclasses.replace(config, **changes, storyboard=storyboard), record
+
+
+def add_redo(record: dict, config: Config, given: set[str]) -> str:
+    """The record's setting `redo` with one more picture and its seed: --seed, or one that no
+    picture had."""
+    panels = record["panels"]
+    if not (re.fullmatch("[1-8]", config.redo) and int(config.redo) <= len(panels)):
+        wanted = f"is not a picture of {config.source}, which has {len(panels)}"
+        raise StoryError(f"--redo {config.redo[:20]} {wanted}", 2)
+    fresh = panels[int(config.redo) - 1]["seed"] + NUM_SLOTS
+    seed = config.seed if "seed" in given else fresh
+    return f"{record['settings'].get('redo', '')} {config.redo}:{seed}".strip()
 
 
 def versions() -> str:
@@ -2536,6 +2588,9 @@ def generate(config: Config, checkpoint: dict, given: set = frozenset()) -> list
     if path.suffix.lower() not in WRITERS or not path.parent.is_dir():
         wanted = f"must be a {', '.join(WRITERS)} file in a folder that exists"
         raise StoryError(f"--output {path} {wanted}", 2)
+    several = config.num_stories > 1 or config.prompts_file
+    if config.redo and (several or not config.source):
+        raise StoryError("--redo paints a picture of one story: it goes with --from alone", 2)
     digest = file_sha256(Path(checkpoint["path"]))
     source = dict(name=Path(checkpoint["path"]).name, step=checkpoint["step"], sha256=digest)
     if config.source:
@@ -2583,8 +2638,8 @@ def list_jobs(model: StoryModel, config: Config, prompts: list[str]) -> list[tup
 # --------------------------------------------------------------------------------------------------
 # 10. Pages
 # In: an illustrated story and the record of what made it. Out: one file, by its ending: a picture
-# or a strip of panels (.png), a web page (.html), a book (.pdf). Each carries the record, and the
-# same record gives the same bytes.
+# or a strip of panels (.png), a web page (.html), a book (.pdf, .epub). Each carries the record,
+# and the same record gives the same bytes.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -2622,50 +2677,172 @@ def as_png(result: IllustratedStory, record: dict, original: dict | None) -> byt
     return png_bytes(image, notes)
 
 
-def caption_font(size: int) -> ImageFont.FreeTypeFont:
-    """A font of the machine that has many scripts, or the one that Pillow carries."""
-    for name in ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf"):
+FONT_PACKAGES = ("manimgx-fonts", "manimgx-fonts-cjk")  # Noto Sans and Noto Emoji, OFL 1.1
+SYSTEM_FONTS = (
+    "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf",
+    "NotoSansCJK-Regular.ttc", "msyh.ttc", "NotoSansArabic-Regular.ttf",
+    "NotoSansDevanagari-Regular.ttf", "Nirmala.ttf", "NotoEmoji-Regular.ttf", "seguiemj.ttf",
+)  # fmt: skip
+
+
+@cache
+def caption_fonts(size: int, layout=None) -> list[ImageFont.FreeTypeFont]:
+    """The fonts of a caption; a letter takes the first that has it. Those of packages come first,
+    so that the same story has the same bytes on every machine."""
+    names = []
+    for package in FONT_PACKAGES:
+        if spec := importlib.util.find_spec(package.replace("-", "_")):
+            folder = Path(spec.submodule_search_locations[0])
+            names += sorted(file for file in folder.glob("*.tt[cf]") if "Italic" not in file.name)
+    names.sort(key=lambda file: not file.name.startswith("NotoSans["))  # Latin, Greek, Cyrillic
+    fonts = []
+    for name in [*names, *SYSTEM_FONTS]:
         with suppress(OSError):
-            return ImageFont.truetype(name, size)
-    return ImageFont.load_default(size)
+            fonts.append(ImageFont.truetype(str(name), size, layout_engine=layout))
+            fonts[-1].set_variation_by_axes([400])  # regular; an OSError if it has one weight
+    return fonts + [ImageFont.load_default(size)]
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+@cache
+def find_font(letter: str) -> int | None:
+    """The place among caption_fonts of the first that draws a letter otherwise than one that no
+    font has."""
+    for place, font in enumerate(caption_fonts(20, ImageFont.Layout.BASIC)):
+        if bytes(font.getmask(letter)) != bytes(font.getmask("\U0010fffe")):
+            return place
+    return None
+
+
+def is_attached(letter: str) -> bool:
+    """Marks, joiners and modifiers are drawn with the letter before them."""
+    return unicodedata.category(letter) in ("Mn", "Mc", "Me", "Cf", "Sk")
+
+
+def warn_missing_letters(text: str) -> None:
+    letters = [letter for letter in dict.fromkeys(text) if not is_attached(letter)]
+    if missing := [letter for letter in letters if letter.strip() and find_font(letter) is None]:
+        packages = " ".join(FONT_PACKAGES)
+        log(f"captions: no font has {' '.join(missing)} (pip install {packages}: most scripts)")
+    shaped = caption_fonts(20)[0].layout_engine == ImageFont.Layout.RAQM
+    if not shaped and any(text_direction(letter) == "rtl" for letter in letters):
+        log("captions: letters from right to left stand in order where libfribidi is installed")
+
+
+def font_runs(text: str, size: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
+    """The text in runs of one font each."""
+    fonts, runs = caption_fonts(size), []
+    for letter in text:
+        if runs and is_attached(letter):
+            font = runs[-1][0]
+        else:
+            font = fonts[0 if letter == " " else find_font(letter) or 0]
+        if runs and runs[-1][0] is font:
+            runs[-1] = (font, runs[-1][1] + letter)
+        else:
+            runs.append((font, letter))
+    return runs
+
+
+def text_length(text: str, size: int) -> float:
+    """Width in pixels."""
+    return sum(font.getlength(run) for font, run in font_runs(text, size))
+
+
+def text_direction(text: str, default: str = "ltr") -> str:
+    """The side of the first letter that has one, "ltr" or "rtl" (Unicode's bidi algorithm, P2)."""
+    kinds = map(unicodedata.bidirectional, text)
+    first = next((kind for kind in kinds if kind in ("L", "R", "AL")), None)
+    return {None: default, "L": "ltr"}.get(first, "rtl")
+
+
+def in_reading_order(runs: list[tuple], base: str) -> list[tuple]:
+    """(font, text, direction) of runs from the line's beginning, which is at its right side where
+    `base` is "rtl": those of the other direction are reversed. A run without a direction has that
+    of both its neighbours, or the line's (rules N1, N2 and L2 of Unicode's bidi algorithm); inside
+    a run Pillow orders the letters."""
+    sides, ordered = [text_direction(text, "") for _, text in runs], []
+    for place, (font, text) in enumerate(runs):
+        before = sides[place - 1] if place else base
+        after = next(filter(None, sides[place:]), base)
+        neutral = before if before == after else base
+        ordered.append((font, text, base if sides[place] else neutral))
+        sides[place] = sides[place] or neutral
+    line = []
+    for side, part in groupby(zip(sides, ordered), key=lambda pair: pair[0]):
+        part = [run for _, run in part]
+        line += part if side == base else part[::-1]
+    return line
+
+
+def draw_line(card: Image.Image, line: str, left: float, baseline: float, size: int, base: str):
+    """Draws a line of text on a card, at its right side if `base` is "rtl"."""
+    draw, x = ImageDraw.Draw(card), left
+    for font, text, direction in in_reading_order(font_runs(line, size), base):
+        raqm = font.layout_engine == ImageFont.Layout.RAQM
+        shaped = dict(direction=direction) if raqm else {}
+        length = font.getlength(text)
+        start = x if base == "ltr" else card.width - x - length
+        draw.text((start, baseline), text, fill=INK, font=font, anchor="ls", **shaped)
+        x += length
+
+
+def split_at_breaks(text: str) -> list[str]:
+    """The text in pieces between which a line may end: words with the space behind them, and the
+    letters of scripts without spaces, but a closing mark stays behind its letter, an opening one
+    before it."""
+    pieces = [""]
+    for before, letter in pairwise(" " + " ".join(text.split())):
+        wide = {"W", "F"} & set(map(unicodedata.east_asian_width, (before, letter)))
+        closes = unicodedata.category(letter) in ("Pe", "Pf", "Po", "Lm") or is_attached(letter)
+        opens = unicodedata.category(before) in ("Ps", "Pi") or is_attached(before)
+        if before == " " or (wide and letter != " " and not closes and not opens):
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces[1:]
+
+
+def wrap(text: str, size: int, width: float) -> list[str]:
     """Lines of at most `width` pixels; a word that is longer than a line is broken."""
     lines = [""]
-    for word in text.split():
-        line = f"{lines[-1]} {word}".strip()
-        if font.getlength(line) <= width:
-            lines[-1] = line
+    for piece in split_at_breaks(text):
+        if text_length(lines[-1] + piece.rstrip(), size) <= width:
+            lines[-1] += piece
             continue
         lines.append("")
-        for letter in word:
-            if font.getlength(lines[-1] + letter) > width:
+        for letter in piece:
+            if text_length(lines[-1] + letter, size) > width and not is_attached(letter):
                 lines.append("")
             lines[-1] += letter
-    return [line for line in lines if line]
+    return [line.rstrip() for line in lines if line.strip()]
 
 
 PAPER, INK, STRIP_SIDE, PAGE_SIDE = "#fffdf7", "#22252b", 320, 900  # colours; pixels
 
 
 def panel_card(panel: IllustratedPanel, side: int) -> Image.Image:
-    """A panel of `side` pixels with its text below."""
-    font, margin = caption_font(side // 20), side // 20
-    lines = wrap(panel.text, font, side)
-    step = round(font.size * 1.35)
-    size = (side + 2 * margin, side + 3 * margin + step * len(lines))
-    card = Image.new("RGB", size, PAPER)
-    card.paste(panel.image.resize((side, side), Image.Resampling.LANCZOS), (margin, margin))
+    """A panel of `side` pixels with its text below. The text is drawn at twice its size, since that
+    of small letters has uneven spaces."""
+    margin = size = side // 20
+    lines, base = wrap(panel.text, 2 * size, 2 * side), text_direction(panel.text)
+    step = round(size * 1.35)
+    width, height = side + 2 * margin, side + 3 * margin + step * len(lines)
+    card = Image.new("RGB", (2 * width, 2 * height), PAPER)
     for number, line in enumerate(lines):
-        place = (margin, side + 2 * margin + step * number)
-        ImageDraw.Draw(card).text(place, line, fill=INK, font=font)
+        baseline = side + 2 * margin + step * number + size
+        draw_line(card, line, 2 * margin, 2 * baseline, 2 * size, base)
+    card = card.reduce(2)
+    card.paste(panel.image.resize((side, side), Image.Resampling.LANCZOS), (margin, margin))
     return card
+
+
+def panel_cards(result: IllustratedStory, side: int) -> list[Image.Image]:
+    warn_missing_letters(" ".join(panel.text for panel in result.panels))
+    return [panel_card(panel, side) for panel in result.panels]
 
 
 def panel_strip(result: IllustratedStory) -> Image.Image:
     """The panels with their texts, up to four in a row."""
-    cards = [panel_card(panel, STRIP_SIDE) for panel in result.panels]
+    cards = panel_cards(result, STRIP_SIDE)
     columns, width = min(4, len(cards)), cards[0].width
     rows = batched(cards, columns)
     heights = [max(card.height for card in row) for row in rows]
@@ -2678,7 +2855,7 @@ def panel_strip(result: IllustratedStory) -> Image.Image:
 
 def as_pdf(result: IllustratedStory, record: dict, original: dict | None) -> bytes:
     """A page for each panel; the record is in the document's keywords."""
-    cards = [panel_card(panel, PAGE_SIDE) for panel in result.panels]
+    cards = panel_cards(result, PAGE_SIDE)
     height = max(card.height for card in cards)
     pages = [Image.new("RGB", (card.width, height), PAPER) for card in cards]
     for page, card in zip(pages, cards):
@@ -2689,6 +2866,41 @@ def as_pdf(result: IllustratedStory, record: dict, original: dict | None) -> byt
     options = dict(save_all=True, append_images=pages[1:], resolution=150)
     file = io.BytesIO()
     pages[0].save(file, format="PDF", **options, **facts, **dates)
+    return file.getvalue()
+
+
+NOT_IN_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def as_epub(result: IllustratedStory, record: dict, original: dict | None) -> bytes:
+    """A fixed-layout EPUB 3.3 with a page for each panel; story.json in it is the record."""
+    cards = [panel_card(panel, PAGE_SIDE) for panel in result.panels]  # for their height
+    data = json.dumps(record, ensure_ascii=False).encode()
+    values = dict(
+        title=NOT_IN_XML.sub("", title_of(result)),
+        direction=text_direction(result.story),
+        digest=hashlib.sha256(data).hexdigest(),
+        pages=result.panels,
+        **dict(width=cards[0].width, height=max(card.height for card in cards)),
+        **dict(paper=PAPER, ink=INK, side=PAGE_SIDE, margin=PAGE_SIDE // 20),
+    )
+    files = {
+        "mimetype": b"application/epub+zip",  # the first, and not compressed
+        "META-INF/container.xml": render_template("epub/container.xml"),
+        "book/package.opf": render_template("epub/package.opf", **values),
+        "book/nav.xhtml": render_template("epub/nav.xhtml", **values),
+        EPUB_RECORD: data,
+    }
+    for number, panel in enumerate(result.panels, 1):
+        page = dict(number=number, text=NOT_IN_XML.sub("", panel.text))
+        files[f"book/{number}.xhtml"] = render_template("epub/page.xhtml", **values, **page)
+        files[f"book/{number}.png"] = png_bytes(panel.image)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in files.items():
+            method = zipfile.ZIP_STORED if name == "mimetype" else zipfile.ZIP_DEFLATED
+            entry = zipfile.ZipInfo(name)  # of 1980: the same record, the same bytes
+            archive.writestr(entry, content, method)
     return file.getvalue()
 
 
@@ -2769,7 +2981,7 @@ def storyboard_image(codes: np.ndarray, side: int = 12) -> np.ndarray:
     return np.array(pixels, dtype=np.uint8).repeat(side, 0).repeat(side, 1)
 
 
-WRITERS = {".png": as_png, ".html": as_html, ".pdf": as_pdf}
+WRITERS = {".png": as_png, ".html": as_html, ".pdf": as_pdf, ".epub": as_epub}
 
 
 # --------------------------------------------------------------------------------------------------

@@ -271,7 +271,7 @@ def test_a_bad_prompt_is_named_and_the_rest_is_made(checkpoint, tmp_path, capsys
 # Again, and edited
 
 
-@pytest.mark.parametrize("name", ["book.png", "book.html"])
+@pytest.mark.parametrize("name", ["book.png", "book.html", "book.pdf", "book.epub"])
 def test_what_was_made_is_made_again_to_the_byte(checkpoint, tmp_path, name):
     first, second = tmp_path / name, tmp_path / f"again_{name}"
     config = dataclasses.replace(
@@ -309,9 +309,56 @@ def test_an_edited_book_keeps_the_other_codes_and_shows_what_changed(checkpoint,
     assert "<s>4</s> 0 <i>" in page.read_text("utf-8")
 
 
+@pytest.mark.parametrize("consistency", ["off", "attention"])
+def test_one_picture_is_painted_anew_and_nothing_else(checkpoint, tmp_path, consistency):
+    """Twice, the second time with a seed of its own; and the book with both is made again."""
+    made = dict(
+        prompt="The fox ran. The owl sat. The sea", panels=3, seed=5, panel_consistency=consistency
+    )
+
+    def run(name: str, given: dict, source: str = ""):
+        paths = dict(output=str(tmp_path / name), source=source and str(tmp_path / source))
+        config = dataclasses.replace(checkpoint["config"], **given, **paths)
+        return sgm.generate(config, checkpoint, {*given, "source", "output"})[0]
+
+    first = run("a.epub", made)
+    assert len(first.panels) == 3
+    second = run("b.html", dict(redo="2"), "a.epub")
+    third = run("c.pdf", dict(redo="1", seed=9), "b.html")
+    again = run("d.pdf", {}, "c.pdf")
+    books = [[panel.image.tobytes() for panel in book.panels] for book in (first, second, third)]
+    assert first.story == second.story == third.story == again.story
+    for changed, before, after in ((1, *books[:2]), (0, *books[1:])):
+        same = [old == new for old, new in zip(before, after)]
+        assert same == [place != changed for place in range(3)]
+    assert [panel.seed for panel in third.panels] == [9, first.panels[1].seed + 8, 7]
+    assert (tmp_path / "c.pdf").read_bytes() == (tmp_path / "d.pdf").read_bytes()
+    another = run("e.png", dict(redo="1", seed=10), "b.html")
+    assert another.panels[0].image.tobytes() not in (books[1][0], books[2][0])
+    other = run("e.pdf", dict(seed=20), "c.pdf")
+    assert [panel.seed for panel in other.panels] == [20, 21, 22]
+
+
+@pytest.mark.parametrize("redo", ["0", "3", "x", "1:2"])
+def test_a_picture_that_is_not_there_is_not_painted_anew(checkpoint, tmp_path, redo):
+    made = dict(
+        prompt="The fox ran. The owl sat. The sea", panels=2, output=str(tmp_path / "a.html")
+    )
+    sgm.generate(dataclasses.replace(checkpoint["config"], **made), checkpoint)
+    config = dataclasses.replace(checkpoint["config"], source=made["output"], redo=redo)
+    with pytest.raises(sgm.StoryError, match=f"--redo {redo} is not a picture of .*which has 2"):
+        sgm.generate(config, checkpoint, {"source", "redo"})
+    with pytest.raises(sgm.StoryError, match="it goes with --from"):
+        sgm.generate(dataclasses.replace(config, source="", prompt="A fox"), checkpoint)
+
+
 @pytest.mark.parametrize(
-    "name, data", [("a.png", b""), ("a.html", b"<p>hello"), ("b.png", b"\x89PNG\r\n\x1a\n")]
-)
+    "name, data",
+    [
+        ("a.png", b""), ("a.html", b"<p>hello"), ("b.png", b"\x89PNG\r\n\x1a\n"), ("a.epub", b"PK"), ("b.epub", b""),
+        ("a.pdf", b""), ("b.pdf", b"%PDF-1.4\n"), ("c.pdf", b"%PDF-1.4\ntrailer\n<< /Size 1 >>\nstartxref\n9\n%%EOF"),
+    ],
+)  # fmt: skip
 def test_a_file_that_generate_did_not_write_is_refused(checkpoint, tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     config = dataclasses.replace(
