@@ -1930,15 +1930,28 @@ class StoryModel(nn.Module):
         """Codes (B, S) -> soft prompts (B, P, E)."""
         return self.soft_prompt(self.encoder.quantizer.embed_codes(codes))
 
+    def code_tokens(self, codes: Sequence[int]) -> Tensor:
+        """Codes -> what the linear map makes of them, float32 (N, P / S * E)."""
+        codes = torch.tensor(list(codes), device=self.lm.device)
+        return self.soft_prompt.linear(self.encoder.quantizer.embed_codes(codes)).float()
+
     @torch.no_grad()
     def code_words(self, codes: list[int]) -> list[str]:
         """The word of the language model nearest to each code's soft token, by cosine."""
-        vectors = self.encoder.quantizer.embed_codes(torch.tensor(codes, device=self.lm.device))
-        tokens = F.normalize(self.soft_prompt.linear(vectors).float(), dim=-1)  # (N, P / S * E)
+        tokens = F.normalize(self.code_tokens(codes), dim=-1)
         rows = F.normalize(self.lm.embedding_rows().float(), dim=-1)  # (V, E)
         nearest = (tokens @ rows.repeat(1, self.soft_prompt.per_slot).T).argmax(1)
         words = (self.lm.tokenizer.decode([token]).strip() for token in nearest.tolist())
         return ["".join(letter for letter in word if letter.isprintable()) for word in words]
+
+    @torch.no_grad()
+    def nearest_codes(self, text: str, count: int) -> list[str]:
+        """The words of the codes whose soft tokens are nearest to a text's mean embedding, by
+        cosine."""
+        tokens, _, _ = self.tokenize([" " + text])
+        query = self.lm.embed(tokens)[0].float().mean(0).repeat(self.soft_prompt.per_slot)
+        soft = self.code_tokens(range(self.prior.num_codes))
+        return self.code_words(F.cosine_similarity(soft, query).topk(count).indices.tolist())
 
     def tokenize(self, stories: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Stories -> tokens (B, T), mask (B, T), cut (B,) on the model's device. Raises StoryError
@@ -2019,7 +2032,9 @@ class StoryModel(nn.Module):
             words, uses = (x.to(self.lm.device) for x in self.code_words_start)
             one = torch.ones_like(words)[:, None].bool()
             embeds = self.lm.embed(words[:, None]).to(self.encoder.quantizer.codebook)
-            vectors, _ = self.encoder.outputs(words[:, None], embeds, one, torch.zeros_like(one).long())
+            vectors, _ = self.encoder.outputs(
+                words[:, None], embeds, one, torch.zeros_like(one).long()
+            )
             self.encoder.quantizer.start_from(vectors[:, 0].float(), uses)
         else:
             self.encoder.quantizer.init_codebook(self.chunk_vectors(stories))
@@ -2319,17 +2334,44 @@ class IllustratedStory(NamedTuple):
     panels: list[IllustratedPanel]
 
 
-def parse_storyboard(text: str, num_codes: int) -> list[int | None]:
-    """'3 17 _ _ 5 _ _ _' -> a code or None for each slot; the empty text pins nothing."""
+def parse_storyboard(text: str, num_codes: int) -> list[int | str | None]:
+    """'3 dragon _ _ 5 _ _ _' -> a code, a code's word or None for each slot; the empty text pins
+    nothing."""
     words = text.replace(",", " ").split() or ["_"] * NUM_SLOTS
     if len(words) != NUM_SLOTS:
-        wanted = f"needs {NUM_SLOTS} places, a code or _ each"
+        wanted = f"needs {NUM_SLOTS} places, a code, its word or _ each"
         raise StoryError(f"--storyboard {wanted}, got {len(words)} in {text[:60]!r}", 2)
+    pinned = []
     for word in words:
-        if word != "_" and not (re.fullmatch(r"[0-9]{1,9}", word) and int(word) < num_codes):
-            wanted = f"is neither _ nor a code from 0 to {num_codes - 1}"
+        if re.fullmatch(r"[0-9]{1,9}", word) and int(word) < num_codes:
+            pinned.append(int(word))
+        elif word == "_" or word.isalpha():
+            pinned.append(None if word == "_" else word)
+        else:
+            wanted = f"is neither _ nor a code from 0 to {num_codes - 1} nor a word"
             raise StoryError(f"--storyboard: {word[:20]!r} {wanted}", 2)
-    return [None if word == "_" else int(word) for word in words]
+    return pinned
+
+
+def find_codes(model: StoryModel, pinned: list[int | str | None]) -> list[int | None]:
+    """The codes of a parsed storyboard: a word stands for the most used of the codes that it names,
+    in any case. Raises StoryError with the likest words for one that no code has."""
+    if not any(isinstance(code, str) for code in pinned):
+        return pinned
+    quantizer = model.encoder.quantizer
+    by_use = quantizer.counts.argsort(descending=True).tolist()
+    words = {}
+    for code, word in zip(by_use, model.code_words(by_use)):
+        words.setdefault(word.lower(), code)
+    for word in pinned:
+        if isinstance(word, str) and word.lower() not in words:
+            near = model.nearest_codes(word, 5)
+            raise StoryError(
+                f"--storyboard: no code says {word[:20]!r}; near it are {', '.join(near)}, and "
+                "the command codebook lists them",
+                2,
+            )
+    return [words[code.lower()] if isinstance(code, str) else code for code in pinned]
 
 
 @torch.no_grad()
@@ -2416,7 +2458,7 @@ def illustrate(
 ) -> list[IllustratedStory]:
     """Stories and their pictures, in one batch each; a story is a function of the model, the
     configuration, its prompt and its seed."""
-    pinned = parse_storyboard(config.storyboard, model.prior.num_codes)
+    pinned = find_codes(model, parse_storyboard(config.storyboard, model.prior.num_codes))
     codes, stories = write_stories(model, config, prompts, seeds, pinned)
     texts = [cut_into_panels(model, story, config.panels) for story in stories]
     conditions, noise_seeds = [], []

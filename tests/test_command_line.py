@@ -79,7 +79,8 @@ def test_generate_without_a_checkpoint_says_that_it_uses_the_embedded_one(
     monkeypatch.chdir(tmp_path)
     prompt = "A shy blue owl looks for a lost star"
     sgm.main(
-        ["generate", "--prompt", prompt, "--num_inference_steps", "2", "--max_new_tokens", "60"]
+        ["generate", "--preset", "storyworld", "--prompt", prompt]
+        + ["--num_inference_steps", "2", "--max_new_tokens", "60"]
     )
     told = capsys.readouterr()
     assert "embedded" in told.err and "assets/storyworld/storyboard.pt" in told.err

@@ -58,7 +58,8 @@ def test_an_error_is_one_line(tmp_path, name):
 )
 @pytest.mark.parametrize("moment", ["libraries", "story"])
 def test_ctrl_c(tmp_path, moment):
-    command = [sys.executable, PROGRAM, "generate", "--prompt", "x", "--num_stories", "50"]
+    command = [sys.executable, PROGRAM, "generate", "--preset", "storyworld", "--prompt", "x"]
+    command += ["--num_stories", "50"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -1,0 +1,67 @@
+"""Codes that start as words: which words, what the language model reads, and pinning one by its
+word."""
+
+import random
+
+import pytest
+import torch
+from conftest import CPU
+
+import story_generative_model as sgm
+
+THINGS = ["fox", "owl", "key", "kite", "boat", "pond", "snow", "star"]
+
+
+def tell(count: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    line = "The {} and the {} saw the {} and the {} and the {} and the {} and the {} and the {}."
+    return [line.format(*rng.choices(THINGS, k=8)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def words(make_config):
+    """A model on the embedded language model, whose eight codes started as words."""
+    config = make_config(
+        lm_model="assets/storyworld/lm", codebook_init="words", num_codes=8, code_dim=8,
+        encoder_width=16, prior_width=16, num_heads=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = sgm.StoryModel(config, sgm.load_language_model(config, CPU, torch.float32), None)
+    model.init_encoder(tell(64))
+    model.init_codebook([])
+    return model.eval()
+
+
+def test_codes_start_at_the_salient_whole_words(words):
+    tokenizer = words.lm.tokenizer
+    single = {word for word in THINGS if len(tokenizer(" " + word)["input_ids"]) == 1}
+    started = set(words.code_words(range(8)))
+    assert len(started) == 8 and single <= started | {"owl"} and len(started & single) >= 5
+    tokens, uses = words.code_words_start
+    assert uses.min() >= 1 and torch.equal(words.encoder.quantizer.counts, uses.float())
+    # the constant prompt is the words' mean, and with it a soft token is its word's embedding
+    rows = words.lm.embedding_rows()[tokens]
+    torch.testing.assert_close(words.soft_prompt.constant[0], rows.mean(0))
+    soft = words.code_tokens(range(8)) * words.soft_prompt.embed_std + rows.mean(0)
+    assert torch.equal(torch.cdist(soft, rows).argmin(1), torch.arange(8))
+
+
+def test_a_chunk_gets_the_code_of_its_word(words):
+    (codes,) = words.encode_stories(["fox. " * 3 + "The fox and the fox saw the fox."]).tolist()
+    assert "fox" in words.code_words(codes)
+
+
+def test_a_code_is_pinned_by_its_word(words):
+    fox = words.code_words(range(8)).index("fox")
+    pinned = sgm.parse_storyboard("_ Fox _ 3 _ _ _ fox", 8)
+    assert sgm.find_codes(words, pinned) == [None, fox, None, 3, None, None, None, fox]
+    with pytest.raises(
+        sgm.StoryError, match="no code says 'dragon'; near it are .*codebook"
+    ) as error:
+        sgm.find_codes(words, sgm.parse_storyboard("dragon _ _ _ _ _ _ _", 8))
+    assert error.value.code == 2
+
+
+def test_too_few_words_are_told(words):
+    with pytest.raises(sgm.StoryError, match="--num_codes 8: only . words"):
+        words.init_encoder(["The fox saw the fox and the fox saw the fox."] * 4)
