@@ -238,7 +238,7 @@ PRESETS = {
         lm_model=SMOLLM2, lm_adapter="assets/storyteller/adapter", story_template=STORY_TEMPLATE,
         diffusion_model="assets/storyworld/diffusion", codebook_init="words", num_codes=512,
         code_dim=192, encoder_width=192, prior_width=192, prior_layers=2, num_heads=6,
-        max_story_tokens=320, learning_rate=3e-4, soft_prompt_lr_scale=2.0,
+        max_story_tokens=320, learning_rate=2e-4,
         prior_learning_rate=2e-3, prior_steps=500, lr_warmup_steps=10, quantizer_warmup_steps=0,
         ema_decay=0.998, beta_kl=0.5, max_train_steps=300, train_batch_size=8, diffusion_stories=1,
         dataloader_num_workers=0, checkpointing_steps=50, validation_steps=300, max_val_samples=64,
@@ -2030,11 +2030,10 @@ class StoryModel(nn.Module):
         which `codebook_init_stories` are enough."""
         if self.config.codebook_init == "words":
             words, uses = (x.to(self.lm.device) for x in self.code_words_start)
-            one = torch.ones_like(words)[:, None].bool()
-            embeds = self.lm.embed(words[:, None]).to(self.encoder.quantizer.codebook)
-            vectors, _ = self.encoder.outputs(
-                words[:, None], embeds, one, torch.zeros_like(one).long()
-            )
+            tokens, first_slot = words[:, None], torch.zeros_like(words)[:, None]
+            embeds = self.lm.embed(tokens).to(self.encoder.quantizer.codebook)
+            alone = torch.ones_like(tokens, dtype=torch.bool)
+            vectors, _ = self.encoder.outputs(tokens, embeds, alone, first_slot)  # (K, 1, D)
             self.encoder.quantizer.start_from(vectors[:, 0].float(), uses)
         else:
             self.encoder.quantizer.init_codebook(self.chunk_vectors(stories))
