@@ -101,9 +101,9 @@ SEED = FlagGroup("randomness", "train generate evaluate", fixed=True)
 @dataclass
 class Config:
     preset: str = FILES(
-        "", "train: the defaults to start from (gpt2-xl); others: which embedded storyboard "
-        "(storyteller)", "train generate evaluate codebook export",
-        choices=("", "gpt2-xl", "storyteller", "storyworld"),
+        "gpt2-xl", "train: what the other flags start from; the other commands: whose embedded "
+        "storyboard, by default the storyteller's", "train generate evaluate codebook export",
+        choices=("gpt2-xl", "storyteller", "storyworld"),
     )  # fmt: skip
     prompt: str = FILES("", "opening line of the story")
     prompts_file: str = FILES("", "a text file with a prompt on each line, instead of --prompt")
@@ -256,6 +256,8 @@ PRESETS = {
     ),
 }  # fmt: skip
 
+DEFAULT_STORYBOARD = "storyworld"
+
 COMMANDS = {
     "train": "train encoder, codebook, prior and soft prompt on data made by download_data.py",
     "generate": "write a story from a prompt and paint its picture",
@@ -287,8 +289,7 @@ def parse_args(argv: list[str]) -> tuple[str, Config, set[str]]:
     given = vars(parser.parse_args(argv))
     command = given.pop("command")
     try:
-        preset = given.get("preset") or ("gpt2-xl" if command == "train" else "storyteller")
-        return command, Config(**PRESETS[preset] | given | dict(preset=preset)), set(given)
+        return command, Config(**PRESETS[given.get("preset", "gpt2-xl")] | given), set(given)
     except StoryError as error:
         parser.error(str(error))
 
@@ -3967,12 +3968,13 @@ def main(argv: list[str] | None = None) -> None:
     if command == "train":
         train(config)
         return
+    preset = config.preset if "preset" in given else DEFAULT_STORYBOARD
     if not config.ckpt:
-        if config.preset not in EMBEDDED:
-            raise StoryError(f"no checkpoint of {config.preset} comes with the program: --ckpt", 2)
-        name = EMBEDDED[config.preset].relative_to(ROOT)
-        log(f"no --ckpt: using the embedded {config.preset} checkpoint {name}")
-    checkpoint = load_checkpoint(config.ckpt or EMBEDDED[config.preset])
+        if preset not in EMBEDDED:
+            raise StoryError(f"--preset {preset}: its storyboard is not embedded, give --ckpt", 2)
+        name = EMBEDDED[preset].relative_to(ROOT)
+        log(f"no --ckpt: using the embedded {preset} checkpoint {name}")
+    checkpoint = load_checkpoint(config.ckpt or EMBEDDED[preset])
     changes = {name: getattr(config, name) for name in given - {"preset"}}
     config = dataclasses.replace(checkpoint["config"], **changes)
     if command == "generate":

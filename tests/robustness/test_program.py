@@ -31,7 +31,7 @@ ERRORS = {  # arguments, exit status, and what the one line says
         2,
         "needs 8 places",
     ),
-    "--from of another file": (["generate", "--from", "story.jsonl"], 2, "not a .png or .html"),
+    "--from of another file": (["generate", "--from", "story.jsonl"], 2, "not a book"),
 }
 
 
