@@ -113,6 +113,9 @@ class Config:
         "", "file to write: picture or book (.png, .html, .pdf), metrics (.json), codebook page "
         "(.html); folder of the export", "generate evaluate codebook export",
     )  # fmt: skip
+    low_memory: bool = FILES(
+        False, "hold one frozen model at a time, and paint one picture at a time"
+    )
     json: bool = FILES(False, "print what was made as JSON, a line for each story")
     push_to_hub: str = FILES("", "owner/name of a hub repository to write to as well", "export")
     data_root: str = FILES("data", "folder of train/ and val/", "train evaluate codebook")
@@ -306,6 +309,7 @@ if __name__ == "__main__":
 import base64
 import codecs
 import enum
+import gc
 import hashlib
 import importlib.util
 import inspect
@@ -1301,28 +1305,15 @@ class LanguageModel:
         adapter: str = "",
         story_template: str = "",
     ):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        with model_load_errors(name, "lm_model"):
-            found = find_language_model(name)
-            self.tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                found, dtype=dtype, trust_remote_code=False
-            )
-        if adapter:
-            model = merge_adapter(model, adapter)
-        self.name, self.device, self.model = name, device, model.to(device)
-        if self.model.device.type == "cpu":
-            # the CPU's fused attention has a slow backward
-            self.model.set_attn_implementation("eager")
-        freeze(self.model)
+        self.name, self.adapter, self.device, self.dtype = name, adapter, device, dtype
+        self.model = None
+        self.load()
         self.revision = revision_of(
             self.model.config.to_dict() | {"_name_or_path": self.model.config._name_or_path}
         )
         self.read_special_tokens()
         self.context = self.read_context()
         with model_load_errors(name, "lm_model"):
-            self.embed = self.model.get_input_embeddings()
             self.width = self.embed(torch.tensor([self.bos], device=device)).shape[1]  # E
             self.keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
             self.check_vocabulary()
@@ -1331,6 +1322,32 @@ class LanguageModel:
             self.recomputes = gradient_checkpointing
             self.set_template(story_template)
             self.check_nll()
+
+    def load(self) -> None:
+        """Reads tokenizer and model, unless they are in memory. Raises StoryError where they cannot
+        be had."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        if self.model is not None:
+            return
+        with model_load_errors(self.name, "lm_model"):
+            found = find_language_model(self.name)
+            self.tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                found, dtype=self.dtype, trust_remote_code=False
+            )
+        if self.adapter:
+            model = merge_adapter(model, self.adapter)
+        self.model = model.to(self.device)
+        if self.model.device.type == "cpu":
+            # the CPU's fused attention has a slow backward
+            self.model.set_attn_implementation("eager")
+        freeze(self.model)
+        self.embed = self.model.get_input_embeddings()
+
+    def release(self) -> None:
+        """Lets go of the model; tokenizer and embeddings stay, in which codes are read."""
+        self.model = None
 
     def read_special_tokens(self) -> None:
         """Start, end and stop ids: the tokenizer's, else the configuration's. Where only one of the
@@ -1660,6 +1677,10 @@ class LatentDiffusion:
         self.text_encoder, self.tokenizer = self.pipeline.text_encoder, self.pipeline.tokenizer
         freeze(self.vae, self.unet, self.text_encoder)
 
+    def release(self) -> None:
+        """Lets go of the pipeline."""
+        self.pipeline = self.vae = self.unet = self.text_encoder = None
+
     @property
     def text_length(self) -> int:
         """Tokens of a window of text. Some tokenizers name no limit, for which transformers puts
@@ -1747,6 +1768,9 @@ class LatentDiffusion:
         """A picture of each condition, states (B, L, C) and mask (B, L), in one batch; each is a
         function of its own condition and seed, unless --panel_consistency shares attention."""
         count, length = mask.shape
+        if config.low_memory and count > 1 and config.panel_consistency != "attention":
+            singly = zip(states.split(1), mask.split(1), seeds)
+            return [self.sample_images(*one, config, [seed])[0] for *one, seed in singly]
         negative, negative_mask = self.encode_texts([config.negative_prompt])  # (1, N, C), (1, N)
         longest = max(length, negative.shape[1])
         states, mask = pad_length(states, longest), pad_length(mask[..., None], longest)[..., 0]
@@ -1888,6 +1912,14 @@ def codebook_init_stories(num_codes: int) -> int:
     return -(-32 * num_codes // NUM_SLOTS)
 
 
+def free_memory() -> None:
+    """Returns what nothing refers to: modules refer to one another, so they wait for the
+    collector."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
 class StoryModel(nn.Module):
     """All that is trained, and the frozen backbones as plain attributes."""
 
@@ -1912,6 +1944,15 @@ class StoryModel(nn.Module):
     @property
     def diffusion(self) -> LatentDiffusion | None:
         return self.backbones[1]
+
+    def hold(self, backbone: LanguageModel | LatentDiffusion) -> None:
+        """With --low_memory, one backbone is in memory at a time: this one from here on."""
+        if self.config.low_memory:
+            for other in self.backbones:
+                if other not in (backbone, None):
+                    other.release()
+            free_memory()
+            backbone.load()
 
     def encode(self, tokens: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
         embeds = self.lm.embed(tokens).to(self.encoder.quantizer.codebook)
@@ -2243,8 +2284,11 @@ def rotate_checkpoints(folder: Path, limit: int, resumed_from: str = "") -> None
 
 def load_model(checkpoint: dict, config: Config, device, dtype, paints: bool = True) -> StoryModel:
     """The model of a checkpoint with its backbones, in eval mode."""
-    lm = load_language_model(config, device, dtype)
     diffusion = LatentDiffusion(config.diffusion_model, device, dtype) if paints else None
+    if diffusion and config.low_memory:
+        diffusion.release()
+        free_memory()
+    lm = load_language_model(config, device, dtype)
     model = StoryModel(config, lm, diffusion).to(device)
     try:
         model.load_state_dict(checkpoint["model"])
@@ -2373,6 +2417,7 @@ def cumulative_texts(parts: list[str]) -> list[str]:
 @torch.no_grad()
 def write_stories(model: StoryModel, config: Config, prompts, seeds, pinned) -> tuple[Tensor, list]:
     """A storyboard (B, S) for each prompt, and the stories; slots of `pinned` keep their codes."""
+    model.hold(model.lm)
     pairs = zip(prompts, seeds)
     drawn = [draw_storyboard(model, prompt, pinned, config, seed) for prompt, seed in pairs]
     codes = torch.stack(drawn)
@@ -2395,6 +2440,7 @@ def illustrate(
         conditions += cumulative_texts(parts)
         step = 0 if config.panel_consistency == "noise" else 1
         noise_seeds += [seed + step * number for number in range(len(parts))]
+    model.hold(model.diffusion)
     states = model.diffusion.encode_texts(conditions)
     pictures = iter(zip(noise_seeds, model.diffusion.sample_images(*states, config, noise_seeds)))
     results = []
