@@ -998,6 +998,8 @@ def refuse_overlap(sources: Iterable[Path], data_root: Path):
 def find_stories(path: Path) -> dict[str, list[Path]]:
     """The files of train and val, or {"all": files} where there are those of one only, to be
     divided."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist; --source folder takes a folder or a table.")
     if path.is_file():
         return {"all": [path]}
     found = {}

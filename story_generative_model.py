@@ -213,6 +213,8 @@ class Config:
             if choices and value not in choices:
                 wanted = ", ".join(choices)
                 raise StoryError(f"--{f.name} must be one of {wanted}, got {value!r}", 2)
+        if self.image_size % 8:  # as diffusers' pipelines want it
+            raise StoryError(f"--image_size must be a multiple of 8, got {self.image_size}", 2)
         if self.encoder_width % self.num_heads or self.prior_width % self.num_heads:
             heads = f"--num_heads {self.num_heads}"
             raise StoryError(f"--encoder_width and --prior_width must be multiples of {heads}", 2)
@@ -1629,7 +1631,7 @@ def read_pipeline_kind(name: str, path: str) -> str:
         raise wrong_pipeline(name, "single file", f"not a folder; {way}")
     with model_load_errors(name, "diffusion_model"):
         index = StableDiffusionPipeline.load_config(path)
-    listed = {part for part, kind in index.items() if isinstance(kind, list) and kind[0]}
+        listed = {part for part, kind in index.items() if isinstance(kind, list) and kind[0]}
     kind = str(index.get("_class_name", "pipeline"))
     missing = PIPELINE_PARTS - listed
     if Path(path).is_dir():

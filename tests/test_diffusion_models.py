@@ -112,6 +112,10 @@ REFUSED = {  # what it is: how it is made, and what its line says
     ),
     "latents of another width": (lambda folder: make_vae(folder, latent_channels=8), "8"),
     "a language model": (make_language_model, "model_index.json"),
+    "an index that is a list": (
+        lambda folder: (folder / "model_index.json").write_text("[]"),
+        "AttributeError",
+    ),
 }
 
 
