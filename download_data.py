@@ -431,12 +431,16 @@ class SplitWriter:
         self.pool = ThreadPoolExecutor(os.cpu_count())
         self.unwritten: list[Future] = []  # pictures, since the last checkpoint
 
-    def complete_rows(self) -> int | None:
-        """The number of stories of a complete split of these settings, or None."""
+    def check_shards(self):
+        """DataError where the folder holds, or another process makes, parts of another number."""
         for other in self.folder.glob("stories*.jsonl*"):
             if other.name.partition("-of-")[2][:5] != self.shard.name.partition("-of-")[2]:
                 found = f"{self.folder} holds {other.name}, of another --num_shards."
                 raise DataError(f"{found} Delete or move that folder.")
+
+    def complete_rows(self) -> int | None:
+        """The number of stories of a complete split of these settings, or None."""
+        self.check_shards()
         if not self.final.exists():
             return None
         record = read_json(self.record) or {"settings": "unknown"}
@@ -535,10 +539,12 @@ def build_split(
         print(f"{folder}: {rows} stories, already complete", flush=True)
         return rows
     source = open_source()
-    with only_process(folder, shard):
+    with only_process(folder, f".lock{shard.name}", seconds=2):
         if writer.final.exists():
             raise DataError(f"{folder} was completed by another download_data.py just now.")
-        writer.open(source)
+        with only_process(folder, ".lock-shards", seconds=60):  # for a moment: look, and be seen
+            writer.check_shards()
+            writer.open(source)
         copy_samples(source, writer, limit)
         writer.checkpoint(source)
         writer.finish(source.expected, limit)
@@ -546,14 +552,26 @@ def build_split(
     return writer.rows
 
 
+def build_splits(
+    data_root: Path, limits: Limits, shard: Shard, settings: dict, open_source: Callable
+) -> dict[str, int]:
+    """Write train and val of the sources that `open_source(split)` gives; stories per split."""
+    rows = {}
+    for split, limit in limits.items():
+        known, source = settings | {"max_samples": limit}, functools.partial(open_source, split)
+        rows[split] = build_split(data_root / split, known, shard, source, limit)
+    return rows
+
+
 @contextmanager
-def only_process(folder: Path, shard: Shard):
-    """Hold the folder's lock, which ends with this process in any case; DataError without it."""
+def only_process(folder: Path, name: str, seconds: float):
+    """Hold a lock of the folder, which ends with this process in any case; DataError where another
+    process keeps it for longer. The children of one that was killed end within two seconds."""
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
-    try:  # two seconds, in which the children of a process that was killed end, too
-        lock = FileLock(folder / f".lock{shard.name}").acquire(timeout=2)
+    try:
+        lock = FileLock(folder / name).acquire(timeout=seconds)
     except Timeout:
         advice = "Wait for it, stop it, or choose another --data_root."
         raise DataError(f"Another download_data.py is writing {folder}. {advice}") from None
@@ -670,12 +688,8 @@ class Stream:
 def build_m3it(data_root: Path, limits: Limits, shard: Shard = WHOLE) -> dict[str, int]:
     """Stream M3IT's paragraphs into data_root/{train,val}; stories per split. DataError without a
     hub."""
-    rows = {}
-    for split, limit in limits.items():
-        settings = {"source": "m3it", "max_samples": limit}
-        source = functools.partial(m3it_stream, split, shard)
-        rows[split] = build_split(data_root / split, settings, shard, source, limit)
-    return rows
+    source = functools.partial(m3it_stream, shard=shard)
+    return build_splits(data_root, limits, shard, {"source": "m3it"}, source)
 
 
 def m3it_stream(split: str, shard: Shard) -> Stream:
@@ -809,12 +823,7 @@ def build_hub(
         with hub_errors(name):
             return split_stream(*opened(), split, columns, shard, seed)
 
-    rows = {}
-    for split, limit in limits.items():
-        settings["max_samples"] = limit
-        opener = functools.partial(source, split)
-        rows[split] = build_split(data_root / split, settings, shard, opener, limit)
-    return rows
+    return build_splits(data_root, limits, shard, settings, source)
 
 
 def split_stream(
@@ -825,23 +834,11 @@ def split_stream(
     train = "train" if "train" in streams else next((name for name in streams if name != val), val)
     named = val is not None and val != train
     stream = streams[val if named and split == "val" else train]
-    known = stream.column_names or list(next(iter(stream), {}))
-    names = our_names(known, columns)
-    if not columns["prompt"]:  # a hub's prompts are seldom what a story begins with
-        names = {name: ours for name, ours in names.items() if ours != "prompt"}
-    for ours in ("story", *filter(columns.get, columns)):
-        if ours not in names.values():
-            advice = "choose with --caption_column, --image_column and --prompt_column"
-            raise DataError(f"{origin} has the columns {', '.join(known)}: {advice}")
+    names = chosen_columns(origin, stream, columns)
     if stream.features:
         stream = stream.decode(False)  # the bytes as they are; select_columns would decode them
     stream = stream.select_columns(list(names))
-    last = None
-    if not named:
-        heads = (renamed(record, names) for record in stream.take(HOLD_OUT_RECORDS))
-        last = last_val_hash([story_key(one) for one in heads if not text_problem(one)], seed)
-        if last is None:
-            raise DataError(f"{origin} has a single story; two are needed, one of them for val.")
+    last = None if named else held_out_up_to(origin, stream, names, seed)
 
     def convert(record: dict) -> Sample | str | None:
         fields = renamed(record, names)
@@ -850,15 +847,38 @@ def split_stream(
         if last and (split_hash(story_key(fields), seed) <= last) != (split == "val"):
             return None
         try:
-            return story_sample(
-                fields, lambda value: readable_picture(picture_bytes(value, origin))
-            )
+            return story_sample(fields, read)
         except ValueError:
             return "with undecodable picture"
+
+    def read(value) -> bytes:
+        return readable_picture(picture_bytes(value, origin))
 
     info = stream.info.splits or {}
     expected = info[stream.split].num_examples if named and str(stream.split) in info else None
     return Stream(origin, in_parts(stream, shard), convert, shard.size(expected))
+
+
+def chosen_columns(origin: str, stream, columns: dict[str, str | None]) -> dict[str, str]:
+    """The columns to take and what we call them; DataError where one that is needed is missing."""
+    known = stream.column_names or list(next(iter(stream), {}))
+    names = our_names(known, columns)
+    if not columns["prompt"]:  # a hub's prompts are seldom what a story begins with
+        names = {name: ours for name, ours in names.items() if ours != "prompt"}
+    for ours in ("story", *filter(columns.get, columns)):
+        if ours not in names.values():
+            advice = "choose with --caption_column, --image_column and --prompt_column"
+            raise DataError(f"{origin} has the columns {', '.join(known)}: {advice}")
+    return names
+
+
+def held_out_up_to(origin: str, stream, names: dict[str, str], seed: int) -> str:
+    """The hash where val ends, by the stream's first records; DataError for a single story."""
+    heads = (renamed(record, names) for record in stream.take(HOLD_OUT_RECORDS))
+    last = last_val_hash([story_key(one) for one in heads if not text_problem(one)], seed)
+    if last is None:
+        raise DataError(f"{origin} has a single story; two are needed, one of them for val.")
+    return last
 
 
 def picture_bytes(value, origin: str) -> bytes:
@@ -953,17 +973,14 @@ def build_folder(
         settings["columns"] = columns
     if "all" in files:
         settings["seed"] = seed
-    checked = functools.cache(lambda: check_rows(files, seed, columns))  # before either is written
-    rows = {}
-    for split, limit in limits.items():
-        settings["max_samples"] = limit
-        source = functools.partial(lambda split: copies(shard.of(checked()[split])), split)
-        rows[split] = build_split(data_root / split, settings, shard, source, limit)
-    return rows
+    # both splits, before either is written
+    checked = functools.cache(lambda: check_rows(path, files, seed, columns))
 
+    def copies(split: str) -> Indexed:
+        rows = shard.of(checked()[split])
+        return Indexed(lambda start: map(folder_sample, rows[start:]), len(rows))
 
-def copies(rows: list[FolderRow]) -> Indexed:
-    return Indexed(lambda start: map(folder_sample, rows[start:]), len(rows))
+    return build_splits(data_root, limits, shard, settings, copies)
 
 
 def refuse_overlap(sources: Iterable[Path], data_root: Path):
@@ -981,6 +998,8 @@ def refuse_overlap(sources: Iterable[Path], data_root: Path):
 def find_stories(path: Path) -> dict[str, list[Path]]:
     """The files of train and val, or {"all": files} where there are those of one only, to be
     divided."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist; --source folder takes a folder or a table.")
     if path.is_file():
         return {"all": [path]}
     found = {}
@@ -1013,7 +1032,7 @@ def story_files(folder: Path, pattern: str = "") -> list[Path]:
 
 
 def check_rows(
-    files: dict[str, list[Path]], seed: int, columns: dict[str, str | None]
+    path: Path, files: dict[str, list[Path]], seed: int, columns: dict[str, str | None]
 ) -> dict[str, list[FolderRow]]:
     """The rows of train and val, each of them checked; DataError with the first bad ones."""
     splits = {split: read_rows(found, columns) for split, found in files.items()}
@@ -1028,6 +1047,11 @@ def check_rows(
         log(f"note: {strange} prompts do not open their story, which is written on from them")
     if bare := sum(not any(picture_paths(row.fields)) for row in rows):
         log(f"note: {bare} of {len(rows)} stories have no picture")
+    told = {row.folder / name for row in rows for name in picture_paths(row.fields)}
+    pictures = [file for file in sorted(path.rglob("*")) if is_picture(file)]
+    if left := [file for file in pictures if file not in told]:
+        of = f"{len(left)} of {len(pictures)} pictures"
+        log(f"note: {of} belong to no story and are left out, {left[0]} first")
     return divide(splits["all"], seed) if "all" in splits else splits
 
 
@@ -1051,11 +1075,15 @@ def text_rows(file: Path, text: str) -> Iterator[tuple[int, dict]]:
     yield 1, {"story": text, "image_path": picture}
 
 
+def is_picture(path: Path) -> bool:
+    suffixes = (*PICTURE_SUFFIXES.values(), *OTHER_SUFFIXES)
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
+
+
 @functools.cache
 def pictures_in(folder: Path) -> dict[str, str]:
     """The names of a folder's pictures by their names with and without suffix."""
-    suffixes = (*PICTURE_SUFFIXES.values(), *OTHER_SUFFIXES)
-    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in suffixes)
+    names = sorted(path.name for path in folder.iterdir() if is_picture(path))
     return {Path(name).stem: name for name in names} | {name: name for name in names}
 
 

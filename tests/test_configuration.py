@@ -120,3 +120,8 @@ def test_the_two_original_commands_parse():
         path,
         {"prompt", "ckpt"},
     )
+
+
+def test_the_side_of_a_picture_is_what_a_pipeline_can_paint():
+    with pytest.raises(sgm.StoryError, match="--image_size must be a multiple of 8, got 30"):
+        sgm.Config(image_size=30)

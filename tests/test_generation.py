@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -367,3 +368,44 @@ def test_a_file_that_generate_did_not_write_is_refused(checkpoint, tmp_path, nam
     with pytest.raises(sgm.StoryError, match="--from") as error:
         sgm.generate(config, checkpoint, {"source"})
     assert error.value.code == 2
+
+
+# Memory
+
+
+@pytest.mark.parametrize("consistency", ["off", "attention"])
+def test_low_memory_holds_one_backbone_at_a_time_and_makes_the_same(
+    write, monkeypatch, consistency
+):
+    """At each load, nothing of the other backbone is alive."""
+    parts = {sgm.LanguageModel: "model", sgm.LatentDiffusion: "unet"}
+    loaded, held_together = [], []
+
+    def watch(kind):
+        load = kind.load
+
+        def watched(self):
+            load(self)
+            loaded.append((kind, weakref.ref(getattr(self, parts[kind]))))
+            held_together.append(len({kind for kind, part in loaded if part() is not None}))
+
+        monkeypatch.setattr(kind, "load", watched)
+
+    settings = dict(panels=3, panel_consistency=consistency)
+    usual, path = write("usual", **settings)
+    for kind in parts:
+        watch(kind)
+    frugal, other = write("frugal", low_memory=True, **settings)
+    assert [kind for kind, _ in loaded[:3]] == [*reversed(parts), sgm.LanguageModel]
+    assert len(loaded) == 4 and set(held_together) == {1}
+    assert (frugal.story, frugal.storyboard) == (usual.story, usual.storyboard)
+    pixels = [np.asarray(Image.open(one).convert("RGB"), dtype=int) for one in (path, other)]
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1  # a batch rounds its sums in another order
+
+
+def test_low_memory_reads_the_language_model_again_for_the_next_batch(checkpoint, tmp_path):
+    settings = dict(prompt="The red fox", num_stories=3, eval_batch_size=1, low_memory=True)
+    config = dataclasses.replace(checkpoint["config"], output=str(tmp_path / "a.png"), **settings)
+    stories = [result.story for result in sgm.generate(config, checkpoint)]
+    config = dataclasses.replace(config, low_memory=False, eval_batch_size=3)
+    assert stories == [result.story for result in sgm.generate(config, checkpoint)]

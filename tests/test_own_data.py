@@ -485,3 +485,49 @@ def test_two_at_once(tmp_path):
     assert "Another download_data.py is writing" in message
     assert process.wait(300) == 0
     assert "already complete" in download(*world, "--max_train_samples", 600).stdout
+
+
+@pytest.mark.check(
+    "two download_data.py with other --num_shards at the same moment: the second is told so"
+)
+@pytest.mark.parametrize("first, second", [(2, 3), (1, 2), (2, 1)])
+def test_other_numbers_of_shards_at_once(tmp_path, first, second):
+    """The first to look finds an empty folder; while it opens its source, the other has begun."""
+    stories = [download_data.Sample({"story": text, "prompt": text}, [None]) for text in tales(4)]
+
+    def source():
+        return download_data.Indexed(lambda start: stories[start:], 4)
+
+    def build(count, opened) -> int:
+        shard = download_data.Shard(0, count)
+        return download_data.build_split(tmp_path, {"source": "test"}, shard, opened)
+
+    def late():
+        assert build(second, source) == 4
+        return source()
+
+    with pytest.raises(download_data.DataError, match="of another --num_shards"):
+        build(first, late)
+    shard = f"-00000-of-{second:05d}" if second > 1 else ""
+    assert [path.name for path in tmp_path.glob("stories*")] == [f"stories{shard}.jsonl"]
+
+
+@pytest.mark.check("folder: pictures that belong to no story are counted and said")
+@pytest.mark.parametrize("kind", ["texts", "table"])
+def test_pictures_that_belong_to_no_story_are_counted(tmp_path, kind):
+    folder = three_pictures(tmp_path / "mine")
+    (folder / "more").mkdir()
+    (folder / "more" / "9.jpg").write_bytes(PICTURES[0])
+    if kind == "texts":
+        (folder / "0.txt").write_text("A fox. It ran.")
+        (folder / "story.txt").write_text("An owl. It slept.")
+    else:
+        (folder / "metadata.csv").write_text("file_name,text\n0.png,A fox. It ran.\n,An owl.\n")
+    done = succeed("--source", "folder", folder, "--data_root", tmp_path / "data")
+    assert "3 of 4 pictures belong to no story and are left out" in done.stderr
+    assert "1 of 2 stories have no picture" in done.stderr
+
+
+def test_a_folder_that_does_not_exist(tmp_path):
+    message = fail("--source", "folder", tmp_path / "gone", "--data_root", tmp_path / "data")
+    assert "gone does not exist" in message
