@@ -261,7 +261,7 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-DEFAULT_STORYBOARD = "storyworld"
+DEFAULT_STORYBOARD = "storyteller"
 
 COMMANDS = {
     "train": "train encoder, codebook, prior and soft prompt on data made by download_data.py",
