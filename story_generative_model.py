@@ -10,7 +10,7 @@ the negative ELBO of a model with a deterministic encoder z = q_phi(s), whose en
 Trained: the encoder phi with its EMA codebook, the prior theta, and the map from codes to a soft
 prompt. Frozen: the language model psi and the latent diffusion omega.
 
-    python story_generative_model.py generate --prompt "A shy blue owl looks for a lost star"
+    python story_generative_model.py generate --prompt "Build a Disney park on the moon"
     python download_data.py --source storyworld
     python story_generative_model.py train --preset storyworld            # a few minutes on a CPU
     python story_generative_model.py evaluate --ckpt checkpoints/story_gen/ckpt_500.pt
