@@ -4095,19 +4095,30 @@ def main(argv: list[str] | None = None) -> None:
     if command == "train":
         train(config)
         return
-    preset = config.preset if "preset" in given else DEFAULT_STORYBOARD
     if not config.ckpt:
+        preset = config.preset if "preset" in given else find_maker(config)
         if preset not in EMBEDDED:
             raise StoryError(f"--preset {preset}: its storyboard is not embedded, give --ckpt", 2)
         name = EMBEDDED[preset].relative_to(ROOT)
         log(f"no --ckpt: using the embedded {preset} checkpoint {name}")
-    checkpoint = load_checkpoint(config.ckpt or EMBEDDED[preset])
+        config.ckpt = str(EMBEDDED[preset])
+    checkpoint = load_checkpoint(config.ckpt)
     changes = {name: getattr(config, name) for name in given - {"preset"}}
     config = dataclasses.replace(checkpoint["config"], **changes)
     if command == "generate":
         generate(config, checkpoint, given)
     else:
         {"evaluate": evaluate, "codebook": codebook, "export": export}[command](config, checkpoint)
+
+
+def find_maker(config: Config) -> str:
+    """The embedded storyboard that made the story of --from, else the default one."""
+    if config.source:
+        digest = read_record(config.source)["checkpoint"]["sha256"]
+        for preset, path in EMBEDDED.items():
+            if file_sha256(find_checkpoint(str(path))) == digest:
+                return preset
+    return DEFAULT_STORYBOARD
 
 
 def quiet_libraries() -> None:

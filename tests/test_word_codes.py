@@ -65,3 +65,18 @@ def test_a_code_is_pinned_by_its_word(words):
 def test_too_few_words_are_told(words):
     with pytest.raises(sgm.StoryError, match=r"--num_codes 8: only . words"):
         words.init_encoder(["The fox saw the fox and the fox saw the fox."] * 4)
+
+
+def test_a_book_is_made_again_by_the_storyboard_that_made_it():
+    book = sgm.Config(source="assets/generated.png")
+    assert sgm.find_maker(book) == "storyworld" != sgm.find_maker(sgm.Config())
+
+
+def test_the_embedded_storyteller_says_words():
+    """Its codes as they are committed, named by the embedding rows that they started from."""
+    checkpoint = sgm.load_checkpoint(sgm.EMBEDDED["storyteller"])
+    assert checkpoint["config"] == sgm.Config(**sgm.PRESETS["storyteller"] | {
+        "preset": "storyteller", "logging_steps": 4,
+    })  # fmt: skip
+    counts = checkpoint["model"]["encoder.quantizer.counts"]
+    assert len(counts) == 512 and (counts > 0).all()
