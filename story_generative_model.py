@@ -1179,6 +1179,7 @@ MODEL_KINDS = {
     "lm_model": "a causal language model",
     "lm_adapter": "a LoRA adapter of this model",
     "diffusion_model": "Stable Diffusion 1.x or 2.x",
+    "ckpt": "what export wrote",
 }
 PIPELINE_PARTS = {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}
 OPTIONAL_PARTS = {"safety_checker", "feature_extractor", "image_encoder"}
