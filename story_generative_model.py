@@ -1220,7 +1220,7 @@ def model_load_errors(name: str, flag_name: str):
         raise StoryError(
             f"--{flag_name} {name} cannot be loaded ({reason}): {install}give a hub id or a local "
             f"folder of {MODEL_KINDS[flag_name]}, set HF_ENDPOINT or fill the cache if the hub "
-            "cannot be reached, or train with --preset storyworld, which needs no network"
+            "cannot be reached, or take --preset storyworld, which needs no network"
         ) from error
 
 
@@ -2136,16 +2136,16 @@ class StoryModel(nn.Module):
     def init_words(self, ids: list[list[int]]) -> None:
         """Codes start as words: the principal directions are those of their embeddings, in which a
         soft token keeps what tells one from another, and the constant prompt is their mean."""
-        whole_words = self.lm.whole_words(ids)
-        words, uses = self.encoder.init_words(ids, whole_words)
-        rows = self.lm.embedding_rows()[words.to(self.lm.device)].float()
-        for part in (self.encoder, self.soft_prompt):
-            part.init_from_embeddings(rows)
-        mean = rows.mean(0)
-        encoder, self.code_words_start = self.encoder, (words, uses)
-        to_code = encoder.to_code.weight @ encoder.from_embeds.weight / encoder.embed_std
-        encoder.to_code.bias.copy_(-(to_code @ mean))
-        self.soft_prompt.constant.copy_(mean.expand_as(self.soft_prompt.constant))
+        encoder, soft_prompt = self.encoder, self.soft_prompt
+        self.code_words_start = encoder.init_words(ids, self.lm.whole_words(ids))  # words, uses
+        words = self.code_words_start[0].to(self.lm.device)
+        rows = self.lm.embedding_rows()[words].float()  # (K, E)
+        encoder.init_from_embeddings(rows)
+        soft_prompt.init_from_embeddings(rows)
+        mean = rows.mean(0)  # (E,)
+        projection = encoder.to_code.weight @ encoder.from_embeds.weight  # (D, E)
+        encoder.to_code.bias.copy_(-(projection @ mean) / encoder.embed_std)
+        soft_prompt.constant.copy_(mean.expand_as(soft_prompt.constant))
 
     def init_codebook(self, stories: list[str]) -> None:
         """Words as `init_words` chose them, or k-means on chunk vectors of training stories, of
