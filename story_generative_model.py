@@ -355,7 +355,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from difflib import SequenceMatcher
+from difflib import SequenceMatcher, get_close_matches
 from functools import cache, partial
 from itertools import groupby, pairwise
 
@@ -2066,15 +2066,6 @@ class StoryModel(nn.Module):
         words = (self.lm.tokenizer.decode([token]).strip() for token in nearest.tolist())
         return ["".join(letter for letter in word if letter.isprintable()) for word in words]
 
-    @torch.no_grad()
-    def nearest_codes(self, text: str, count: int) -> list[str]:
-        """The words of the codes whose soft tokens are nearest to a text's mean embedding, by
-        cosine."""
-        tokens, _, _ = self.tokenize([" " + text])
-        query = self.lm.embed(tokens)[0].float().mean(0).repeat(self.soft_prompt.per_slot)
-        soft = self.code_tokens(range(self.prior.num_codes))
-        return self.code_words(F.cosine_similarity(soft, query).topk(count).indices.tolist())
-
     def tokenize(self, stories: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Stories -> tokens (B, T), mask (B, T), cut (B,) on the model's device. Raises StoryError
         for a story without a token."""
@@ -2479,7 +2470,7 @@ def parse_storyboard(text: str, num_codes: int) -> list[int | str | None]:
 
 def find_codes(model: StoryModel, pinned: list[int | str | None]) -> list[int | None]:
     """The codes of a parsed storyboard: a word stands for the most used of the codes that it names,
-    in any case. Raises StoryError with the likest words for one that no code has."""
+    in any case. Raises StoryError with words spelled alike for one that no code has."""
     if not any(isinstance(code, str) for code in pinned):
         return pinned
     quantizer = model.encoder.quantizer
@@ -2489,9 +2480,9 @@ def find_codes(model: StoryModel, pinned: list[int | str | None]) -> list[int | 
         words.setdefault(word.lower(), code)
     for word in pinned:
         if isinstance(word, str) and word.lower() not in words:
-            near = model.nearest_codes(word, 5)
+            near = get_close_matches(word.lower(), words, 5, cutoff=0)
             raise StoryError(
-                f"--storyboard: no code says {word[:20]!r}; near it are {', '.join(near)}, and "
+                f"--storyboard: no code says {word[:20]!r}; spelled like it are {', '.join(near)}, and "
                 "the command codebook lists them",
                 2,
             )
