@@ -2480,9 +2480,9 @@ def find_codes(model: StoryModel, pinned: list[int | str | None]) -> list[int | 
         words.setdefault(word.lower(), code)
     for word in pinned:
         if isinstance(word, str) and word.lower() not in words:
-            near = get_close_matches(word.lower(), words, 5, cutoff=0)
+            near = ", ".join(get_close_matches(word.lower(), words, 5, cutoff=0))
             raise StoryError(
-                f"--storyboard: no code says {word[:20]!r}; spelled like it are {', '.join(near)}, and "
+                f"--storyboard: no code says {word[:20]!r}; spelled like it are {near}, and "
                 "the command codebook lists them",
                 2,
             )
