@@ -11,10 +11,13 @@ shows what a text names. A word with two senses takes the one that the words aro
 
 from __future__ import annotations
 
+import json
 import random
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import places
 from figures import MOODS, Shown
@@ -691,3 +694,20 @@ def bare_place(tokens: list[str], found: list[tuple[int, str]]) -> str | None:
 
 
 __all__ = ["MOODS", "RELATIONS", "Named", "caption", "scene_of"]
+
+
+def main() -> None:
+    """Write story_counts.json: how many stories of a JSON Lines file name each thing."""
+    import argparse
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--count", type=Path, required=True, help="data/tales/train/stories.jsonl")
+    counts = Counter()
+    for line in parser.parse_args().count.open(encoding="utf-8"):
+        counts.update({thing for _, thing in things_in(tokens_of(json.loads(line)["story"]))})
+    rows = ",\n".join(f'  "{name}": {counts[name]}' for name in THINGS)
+    (Path(__file__).resolve().parent / "story_counts.json").write_text(f"{{\n{rows}\n}}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,9 +9,12 @@ small steps among few choices, so that a small network can learn it."""
 
 from __future__ import annotations
 
+import json
+import math
 import random
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import places
 import world
@@ -22,6 +25,7 @@ from places import PLACES, TIMES, WEATHERS, Layout
 from things import THINGS
 from world import Canvas, Spot
 
+HERE = Path(__file__).resolve().parent
 PICTURE = 128  # px
 CANVAS = 256  # px, reduced to PICTURE
 RELATIONS = ("holds", "rides", "flies over", "sits in", "gives")
@@ -431,6 +435,21 @@ def can_be_coloured(name: str) -> bool:
     return True
 
 
+@lru_cache
+def story_counts() -> dict[str, int]:
+    """How many of the training stories of data/tales name a thing (`captions.py --count`)."""
+    return json.loads((HERE / "story_counts.json").read_text())
+
+
+def choose(names: list[str], chance: random.Random) -> str:
+    """One of the things, those that stories name often more often: by the square root."""
+    counts = story_counts()
+    return chance.choices(names, [math.sqrt(RARE + counts[name]) for name in names])[0]
+
+
+RARE = 20  # stories; a thing that none names is drawn as one of so many
+
+
 def sample_shown(name: str, chance: random.Random, hero: bool) -> Shown:
     look = Look(
         chance.randrange(len(SKINS)), chance.randrange(len(HAIRS)), chance.randrange(len(CLOTHES))
@@ -473,13 +492,13 @@ def sample_relation(names: list[str], chance: random.Random) -> tuple[str, list[
         return [name for name in names if trait in THINGS[name].traits]
 
     if relation == "holds":
-        return relation, [chance.choice(land), chance.choice(of("carried"))]
+        return relation, [choose(land, chance), choose(of("carried"), chance)]
     if relation == "rides":
-        return relation, [chance.choice(small), chance.choice(of("ridden"))]
+        return relation, [choose(small, chance), choose(of("ridden"), chance)]
     if relation == "sits in":
-        return relation, [chance.choice(small), chance.choice(of("seat"))]
+        return relation, [choose(small, chance), choose(of("seat"), chance)]
     if relation == "gives":
-        return relation, [chance.choice(land), chance.choice(land), chance.choice(of("carried"))]
+        return relation, [choose(land, chance), choose(land, chance), choose(of("carried"), chance)]
     flyers = [name for name in beings if {"flies", "air"} & THINGS[name].traits] + [
         "superhero",
         "witch",
@@ -489,8 +508,8 @@ def sample_relation(names: list[str], chance: random.Random) -> tuple[str, list[
         name for name in names if "air" not in THINGS[name].traits and THINGS[name].size >= 0.65
     ]
     return relation, [
-        chance.choice([name for name in flyers if name in names]),
-        chance.choice(below),
+        choose([name for name in flyers if name in names], chance),
+        choose(below, chance),
     ]
 
 
@@ -503,9 +522,9 @@ def sample_scene(seed: int, names: list[str]) -> Scene:
         relation, chosen = sample_relation(names, chance)
     else:
         number = chance.choices((1, 2, 3), (40, 40, 20))[0]
-        chosen = [chance.choice(beings if chance.random() < 0.6 else names)]
+        chosen = [choose(beings if chance.random() < 0.6 else names, chance)]
         chosen += [
-            chance.choice(names if chance.random() < 0.7 else beings) for _ in range(number - 1)
+            choose(names if chance.random() < 0.7 else beings, chance) for _ in range(number - 1)
         ]
     chosen = list(dict.fromkeys(chosen))
     if relation and len(chosen) < (3 if relation == "gives" else 2):

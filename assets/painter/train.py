@@ -253,7 +253,7 @@ TEXT_SHAPE = dict(
     projection_dim=192,
 )
 TEXT_BATCH = 64
-TEXT_RECIPE = Recipe(steps=8000, learning_rate=1.5e-3, weight_decay=0.01)
+TEXT_RECIPE = Recipe(steps=2500, learning_rate=1.5e-3, weight_decay=0.01)
 PANEL_SHARE = 0.2  # of the storyworld in every batch
 CAPTIONS_FOR_TOKENS = 20_000
 
@@ -345,14 +345,23 @@ def new_text_encoder(tokenizer):
     return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **special, **TEXT_SHAPE))
 
 
-def train_text(run: Run) -> None:
-    """Stage text: tokenizer and text encoder, saved to work_dir/text_encoder."""
-    names = illustrator(run).names()
+def tokenizer_of_captions(run: Run, names: list[str]):
+    """A CLIP tokenizer of VOCABULARY tokens, learned from captions and the storyworld's stories."""
     chance = random.Random(seed_of(run.seed, "tokens"))
     count = run.scaled(CAPTIONS_FOR_TOKENS, 400)
     texts = [caption(sample_scene(i, names), chance) for i in range(count)]
     texts += [world.write_story(i).text for i in range(count // 4)]
-    tokenizer = backbones.train_clip_tokenizer(iter(texts), VOCABULARY)
+    return backbones.train_clip_tokenizer(iter(texts), VOCABULARY)
+
+
+def train_text(run: Run) -> None:
+    """Stage text: tokenizer and text encoder, saved to work_dir."""
+    from transformers import CLIPTokenizer
+
+    names = illustrator(run).names()
+    if not (run.work_dir / "tokenizer").exists():
+        tokenizer_of_captions(run, names).save_pretrained(run.work_dir / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(run.work_dir / "tokenizer")
     torch.manual_seed(seed_of(run.seed, "painter text"))
     reader = TextReader(new_text_encoder(tokenizer)).to(run.device)
 
@@ -372,7 +381,6 @@ def train_text(run: Run) -> None:
 
     fit(run, "text", reader, scaled(TEXT_RECIPE, run), losses_at, held_out)
     reader.text_encoder.save_pretrained(run.work_dir / "text_encoder")
-    tokenizer.save_pretrained(run.work_dir / "tokenizer")
 
 
 def reading_accuracy(logits: dict[str, Tensor], scenes: list[Scene]) -> dict[str, float]:
@@ -419,10 +427,10 @@ UNET_SHAPE = dict(
     attention_head_dim=4,  # diffusers' old name for the number of heads
     norm_num_groups=16,
 )
-UNET_SCENES, UNET_STORIES = 60_000, 2000
+UNET_SCENES, UNET_STORIES = 16_000, 500
 UNET_BATCH = 32
 UNET_RECIPE = Recipe(
-    steps=40_000, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.9995
+    steps=40_000, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.999
 )
 UNET_CHECK = 64
 # Settled by `--stages costs`: most of a UNet's cost is its first level, at 32 x 32, so that level
