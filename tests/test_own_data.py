@@ -528,6 +528,20 @@ def test_pictures_that_belong_to_no_story_are_counted(tmp_path, kind):
     assert "1 of 2 stories have no picture" in done.stderr
 
 
+@pytest.mark.check("folder: links that lead nowhere among texts or tables are counted and said")
+@pytest.mark.parametrize("whole", [2, 0])
+def test_links_that_lead_nowhere_are_counted(tmp_path, whole):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for number, text in enumerate(tales(whole)):
+        (folder / f"{number}.txt").write_text(text)
+    (folder / "8.txt").symlink_to(tmp_path / "gone.txt")
+    (folder / "9.txt").symlink_to(tmp_path / "gone.txt")
+    command = ("--source", "folder", folder, "--data_root", tmp_path / "data")
+    said = succeed(*command).stderr if whole else fail(*command)
+    assert f"2 links lead nowhere and are left out, {folder / '8.txt'} first" in said
+
+
 def test_a_folder_that_does_not_exist(tmp_path):
     message = fail("--source", "folder", tmp_path / "gone", "--data_root", tmp_path / "data")
     assert "gone does not exist" in message

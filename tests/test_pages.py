@@ -224,6 +224,22 @@ def test_captions_have_the_letters_of_a_script_and_fit(script, capsys):
     assert right > 330 if script in ("Arabic", "Hebrew") else left < 20
 
 
+@pytest.mark.check("captions: Han letters take the forms of the text's language")
+@pytest.mark.parametrize(
+    "language, text", [("JP", "\u76f4\u3057"), ("KR", "\u76f4 \ube68"), ("SC", "\u76f4")]
+)
+def test_han_letters_take_the_forms_of_the_language(language, text):
+    """U+76F4 is drawn otherwise in Japanese than in Chinese."""
+    (font, _), *_ = sgm.font_runs(text, 40, sgm.han_face(text))
+    assert font.getname()[0] == f"Noto Sans CJK {language}"
+    panel = sgm.IllustratedPanel(text, 0, Image.new("RGB", (32, 32)))
+    drawn = sgm.panel_card(panel, 320)
+    expected = Image.new("RGB", drawn.size, sgm.PAPER).resize((2 * drawn.width, 2 * drawn.height))
+    sgm.draw_line(expected, text, 32, 2 * 368, 32, "ltr", ["JP", "KR", "SC"].index(language))
+    below = (0, 340, *drawn.size)
+    assert drawn.crop(below).tobytes() == expected.reduce(2).crop(below).tobytes()
+
+
 def test_lines_break_where_the_script_allows_it():
     mark, opening = "\u3002", "\u300c"
     pieces = sgm.split_at_breaks(f"The red\n fox{mark}{opening}\u661f\u306f{mark}")
