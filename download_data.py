@@ -95,6 +95,7 @@ COLUMN_NAMES = {  # ours -> what they are called elsewhere, the first one that i
 }
 FOLDER_TABLES = ("stories.jsonl", "metadata.jsonl", "metadata.csv")
 FOLDER_SUFFIXES = ((".parquet",), (".jsonl", ".csv", ".tsv"), (".json",), (".txt",))
+PACKED = (b"PK\3\4", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")  # zip (so .xlsx, .ods), gzip, .xls
 BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -203,11 +204,19 @@ def read_text(path: Path) -> str:
     """The text of a file in UTF-8, UTF-16 or UTF-32, or else in the cp1252 of Western spreadsheets.
     DataError with the line where it is none of them: a guess must not garble a story."""
     data = path.read_bytes()
+    if data.startswith(PACKED):
+        raise DataError(
+            f"{path} is packed or a spreadsheet; unpack it, or save it as CSV in UTF-8."
+        )
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "")
-    if not encoding and b"\0" in data[:1000]:
+    if not encoding and data[:1000].count(b"\0") > len(data[:1000]) // 4:  # not a stray one
         encoding = "utf-16-be" if data.startswith(b"\0") else "utf-16-le"
     try:
-        return data.decode(encoding or "utf-8")
+        text = data.decode(encoding or "utf-8")
+        if "\0" in text:
+            line = text[: text.index("\0")].count("\n") + 1
+            raise DataError(f"{path}:{line} holds a NUL; remove it, or save the file as UTF-8.")
+        return text
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
     place, text = f"{path}:{line}", data.decode("cp1252", "replace")
@@ -962,6 +971,10 @@ def build_folder(
     """
     files = find_stories(path)
     listed = sorted(itertools.chain(*files.values()))
+    kinds = {suffix for suffixes in FOLDER_SUFFIXES for suffix in suffixes}
+    beside = [one for one in sorted(path.rglob("[!.]*")) if one.suffix.lower() in kinds]
+    if left := [one for one in beside if one.is_file() and one not in listed]:
+        log(f"note: {len(left)} other texts or tables in {path} are left out, {left[0]} first")
     refuse_overlap({path, *(file.resolve().parent for file in listed)}, data_root)
     if listed[0].suffix == ".parquet":
         parquet = {split: list(map(str, found)) for split, found in files.items()}
@@ -1003,8 +1016,8 @@ def find_stories(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {"all": [path]}
     suffixes = set(itertools.chain(*FOLDER_SUFFIXES))
-    links = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in suffixes]
-    if dangling := [file for file in links if file.is_symlink() and not file.exists()]:
+    known = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in suffixes]
+    if dangling := [file for file in known if file.is_symlink() and not file.exists()]:
         log(f"note: {len(dangling)} links lead nowhere and are left out, {dangling[0]} first")
     found = {}
     for split, names in SPLIT_NAMES.items():

@@ -313,6 +313,8 @@ REFUSED = {
                        "metadata.csv:2 is not UTF-8"),
     "half a UTF-16": ("file_name,text\n".encode("utf-16") + b"x", "is not UTF-16"),
     "one name twice": (b"file_name,text,text\n0.png,A fox.,B.\n", "metadata.csv:1: two columns"),
+    "a NUL": (b"file_name,text\n0.png,A f\0ox.\n1.png,An owl.\n", "metadata.csv:2 holds a NUL"),
+    "a spreadsheet's own format": (b"PK\3\4" + bytes(90), "metadata.csv is packed or a spreadsheet"),
     "no text column": (b"file_name,words\n0.png,A fox.\n", 'metadata.csv:2: "story"'),
     "a novel": (b"text\nA fox.\n" + b"word " * 100_001 + b"\n", "metadata.csv:3: the story is longer"),
 }  # fmt: skip
@@ -540,6 +542,18 @@ def test_links_that_lead_nowhere_are_counted(tmp_path, whole):
     command = ("--source", "folder", folder, "--data_root", tmp_path / "data")
     said = succeed(*command).stderr if whole else fail(*command)
     assert f"2 links lead nowhere and are left out, {folder / '8.txt'} first" in said
+
+
+@pytest.mark.check("folder: texts and tables of a second kind are counted and said")
+@pytest.mark.parametrize("table", ["b.csv", "metadata.csv"])
+def test_stories_of_a_second_kind_are_counted(tmp_path, table):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / table).write_text("text\nA fox. It ran.\nAn owl. It slept.\n")
+    (folder / "c.txt").write_text("A bear. It ate.")
+    done = succeed("--source", "folder", folder, "--data_root", tmp_path / "data")
+    said = f"1 other texts or tables in {folder} are left out, {folder / 'c.txt'} first"
+    assert said in done.stderr
 
 
 def test_a_folder_that_does_not_exist(tmp_path):
