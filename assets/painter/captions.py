@@ -20,9 +20,9 @@ from functools import cache
 from pathlib import Path
 
 import places
-from figures import MOODS, Shown
+from figures import Shown
 from people import COLOURS
-from scenes import RELATIONS, Scene
+from scenes import Scene
 from things import THINGS
 
 # --------------------------------------------------------------------------------------------------
@@ -650,6 +650,23 @@ def scene_of(text: str) -> Named:
     )
 
 
+def scene_named(named: Named, seed: int = 0, most: int = 3) -> Scene:
+    """A scene that shows what a text names, its first `most` things; where it names no place, one is
+    at home. Raises ValueError where it names no thing.
+    """
+    if not named.things:
+        raise ValueError("a scene needs a thing to show, and this text names none")
+    colours, moods = dict(named.colours), dict(named.moods)
+    shown = tuple(
+        Shown(name, colours.get(name), moods.get(name) if THINGS[name].is_being else None)
+        for name in named.things[:most]
+    )
+    place = named.place or THINGS[named.things[0]].home or "meadow"
+    time = named.time if place in places.HAS_TIME else None
+    weather = named.weather if place in places.HAS_WEATHER else None
+    return Scene(shown, place, time or "noon", weather or "clear", seed=seed)
+
+
 PLACE_NOUNS = {"ocean": "sea", "forest": "forest", "jungle": "jungle", "desert": "desert",
     "city": "city", "garden": "garden",
                "beach": "beach", "sea": "sea", "mountain": "mountain", "village": "village",
@@ -691,9 +708,6 @@ def bare_place(tokens: list[str], found: list[tuple[int, str]]) -> str | None:
         if token in PLACE_NOUNS and i not in taken and any(word in PREPOSITIONS for word in leads):
             return PLACE_NOUNS[token]
     return None
-
-
-__all__ = ["MOODS", "RELATIONS", "Named", "caption", "scene_of"]
 
 
 def main() -> None:
