@@ -155,7 +155,8 @@ ALREADY_PLURAL = ("grapes", "cherries", "blueberries", "peas", "beans", "pancake
                       "fireworks")  # fmt: skip
 UNCOUNTED = ("bread", "butter", "cheese", "meat", "soup", "rice", "spaghetti", "honey", "milk",
     "juice", "lemonade", "tea", "corn",
-             "popcorn", "salad", "chocolate", "broccoli", "cabbage", "wheat", "clover", "wood", "fruit", "ice",
+             "popcorn", "salad", "chocolate", "broccoli", "cabbage", "wheat", "clover", "wood",
+                 "fruit", "ice",
                  "fire", "soap", "thread", "cherry blossom")  # fmt: skip
 
 
@@ -420,8 +421,8 @@ crane cranes bat bats bark lock locks map maps mask masks match open orange pepp
 sign signs sled sleigh spring stick sweet swallow top wave present presents letter can fork forks
 cage cap caps comb combs fence guard guards knight hammer hammers paint paints plane play pear
 picture pictures root skates skis surprise thread tie web wish bark hole fool chest chip chief book
-books bottle brush bowl bee sole drink drinks cut cap pipe plaster log bow shower mat tool post does home
-bloom blooms whistle whistles mail
+books bottle brush bowl bee sole drink drinks cut cap pipe plaster log bow shower mat tool post
+does home bloom blooms whistle whistles mail
 """
 VERBS_TOO = frozenset(VERB_WORDS.split())
 
@@ -661,8 +662,8 @@ def scene_of(text: str) -> Named:
 
 
 def scene_named(named: Named, seed: int = 0, most: int = 3) -> Scene:
-    """A scene that shows what a text names, its first `most` things; where it names no place, one is
-    at home. Raises ValueError where it names no thing.
+    """A scene that shows what a text names, its first `most` things; where it names no place, the
+    first is at home. Raises ValueError where it names no thing.
     """
     if not named.things:
         raise ValueError("a scene needs a thing to show, and this text names none")
@@ -688,7 +689,8 @@ PLACE_NOUNS = {"ocean": "sea", "forest": "forest", "jungle": "jungle", "desert":
                "park": "playground", "space": "space", "swamp": "swamp", "street": "street",
                    "woods": "forest", "field": "meadow",
                "meadow": "meadow", "snow": "snow", "mars": "moon", "moon": "moon",
-                   "school": "school", "hill": "meadow", "stream": "river", "brook": "river", "pool": "lake",
+                   "school": "school", "hill": "meadow", "fields": "meadow", "stream": "river",
+               "brook": "river", "pool": "lake", "cliff": "mountain", "ranch": "farm",
                "road": "street", "zoo": "jungle", "backyard": "garden", "yard": "garden",
                "shore": "beach", "valley": "mountain", "wood": "forest",
                "room": "living room"}  # fmt: skip
@@ -766,8 +768,9 @@ def singular(word: str, known: set[str]) -> str:
 
 
 def noun_counts(path: Path, work_dir: Path) -> Counter:
-    """Nouns of a file: those *marked* in a list of lines; of stories (.jsonl) the concrete ones that
-    follow a determiner and precede no other."""
+    """Nouns of a file: those *marked* in a list of lines; of stories (.jsonl) the concrete ones
+    that follow a determiner and precede no other.
+    """
     text = path.read_text("utf-8")
     if path.suffix != ".jsonl":
         return Counter(re.findall(r"\*(\w+)\*", text.lower()))

@@ -58,8 +58,9 @@ TARGETS = {
 CARD = """# The painter's figures
 
 Printed by `python assets/painter/train.py --stages card`, of the shipped weights in fp32, with
-{num_inference_steps} DPM-Solver++ steps and guidance {guidance_scale}. The shares are of right readings
-by the reader of pictures, on drawn scenes and on pictures painted from texts that no training saw.
+{num_inference_steps} DPM-Solver++ steps and guidance {guidance_scale}. The shares are of right
+readings by the reader of pictures, on drawn scenes and on pictures painted from texts that no
+training saw.
 
 ## Captions
 
@@ -87,11 +88,12 @@ The lines of `tests/benchmarks/open_prompts.txt`: what a line names and can be s
 
 ## Books
 
-{books} stories of the validation split in {panels} panels each, cut and told to the painter as `generate`
-does. The hero is the being that the story names most often.
+{books} stories of the validation split in {panels} panels each, cut as `generate` does. The hero
+is the being that the story names most often. The painter reads the story up to the panel, as in
+`generate`, or its first part and the panel's own, which are nearer to captions in length.
 
-| the hero is shown | drawn | painted | target |
-|---|---|---|---|
+| the hero is shown | drawn | painted, story so far | painted, first and own part | target |
+|---|---|---|---|---|
 {stories}
 
 ![Books, a row each](books.png)
@@ -161,7 +163,7 @@ def row(*cells: object) -> str:
 
 
 def write_sheet(path: Path, *strips: np.ndarray) -> None:
-    """Pictures (N, 128, 128, 3) of each strip, SHEET_COLUMNS in a row, the strips' rows by turns."""
+    """Pictures (N, 128, 128, 3) of each strip, SHEET_COLUMNS in a row, the strips by turns."""
     from PIL import Image
 
     whole = len(strips[0]) // SHEET_COLUMNS * SHEET_COLUMNS
@@ -256,41 +258,47 @@ def hero_of(story: str) -> str:
 
 
 def open_books(shipped: Shipped, data_root: Path) -> list[tuple[str, list[str]]]:
-    """(hero, panel texts) of the first stories that have a hero and a sentence for each panel."""
+    """(hero, parts) of the first stories that have a hero and a sentence for each panel."""
     model = SimpleNamespace(lm=shipped.diffusion)  # cut_into_panels asks for its tokenizer alone
     books, count = [], shipped.run.scaled(BOOKS, 2)
     for story in (one.story for one in sgm.read_rows(str(data_root), "val")):
         parts, hero = sgm.cut_into_panels(model, story, PANELS), hero_of(story)
         if hero and len(parts) == PANELS:
-            books.append((hero, sgm.cumulative_texts(parts)))
+            books.append((hero, parts))
         if len(books) == count:
             break
     return books
 
 
+def opening_texts(parts: list[str]) -> list[str]:
+    """For each panel the first part, which mostly names the hero, and its own."""
+    return [parts[0], *(f"{parts[0]} {part}" for part in parts[1:])]
+
+
 def panel_scene(hero: str, text: str, seed: int) -> Scene:
-    """A scene of the hero and of what a panel's text names last."""
+    """A scene of the hero and of what a panel's text names."""
     named = scene_of(text)
-    others = tuple(thing for thing in named.things[::-1] if thing != hero)
-    return scene_named(replace(named, things=(hero, *others), relation=""), seed)
+    others = tuple(thing for thing in named.things if thing != hero)
+    return scene_named(replace(named, things=(hero, *others)), seed)
 
 
 def book_rows(shipped: Shipped, data_root: Path) -> list[str]:
-    """Is a story's hero shown in its panels, in neighbouring ones, in all? Writes books.png."""
+    """Is a story's hero shown in its panels, in neighbouring ones, in all? Writes books.png: of
+    each book drawn panels, and painted ones of either text."""
     books = open_books(shipped, data_root)
-    texts = [text for _, panels in books for text in panels]
-    heroes = [hero for hero, panels in books for _ in panels]
-    scenes = [panel_scene(hero, text, i) for i, (hero, text) in enumerate(zip(heroes, texts))]
-    painted = shipped.paint(texts)
-    write_sheet(shipped.run.output_dir / "books.png", painted)
-    number = torch.tensor([reading.THING_NAMES.index(hero) for hero in heroes])[:, None]
+    told = [(hero, part) for hero, parts in books for part in parts]
+    scenes = [panel_scene(hero, part, seed) for seed, (hero, part) in enumerate(told)]
+    strips = [shipped.draw(scenes)]
+    for texts_of in (sgm.cumulative_texts, opening_texts):
+        strips.append(shipped.paint([text for _, parts in books for text in texts_of(parts)]))
+    write_sheet(shipped.run.output_dir / "books.png", *strips)
+    number = torch.tensor([reading.THING_NAMES.index(hero) for hero, _ in told])[:, None]
     columns = []
-    for pictures in (shipped.draw(scenes), painted):
+    for pictures in strips:
         logits = shipped.read(pictures)["things"].gather(1, number)  # (N, 1)
-        columns.append((logits > 0).view(-1, PANELS).tolist())
+        columns.append(shown_shares((logits > 0).view(-1, PANELS).tolist()))
     titles = ("in a panel", "in two neighbouring panels", "in all panels")
-    figures = zip(titles, *(shown_shares(books) for books in columns), ("-", 0.9, 0.8))
-    return [row(*cells) for cells in figures]
+    return [row(*cells) for cells in zip(titles, *columns, ("-", 0.9, 0.8))]
 
 
 def shown_shares(books: list[list[bool]]) -> tuple[float, float, float]:

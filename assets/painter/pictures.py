@@ -2,8 +2,8 @@
 
     pool(run, "scenes", 6000, partial(draw_scenes, run))  # (6000, 128, 128, 3) uint8, a memory map
 
-Scenes are seeds: training takes them from 0 on, its checks from HELD_OUT on, the card from REPORT on;
-the three never meet. A killed run draws only what is missing.
+Scenes are seeds: training takes them from 0 on, its checks from HELD_OUT on, the card from REPORT
+on; the three never meet. A killed run draws only what is missing.
 """
 
 from __future__ import annotations

@@ -177,9 +177,9 @@ gingerbread man  | drawn:gingerbread | small kitchen  | gingerbread boy
 
 PEOPLE = """
 boy              |                  | small | schoolboy, little boy | lad, nephew, child, kid, son
-girl             |                  | small          | schoolgirl, little girl | lass, niece, daughter
+girl |  | small | schoolgirl, little girl | lass, niece, daughter
 man              |                  |                | gentleman | stranger, guy
-woman            |                  |                | lady | widow
+woman            |                  |                | lady | widow, dame
 baby             |                  | tiny bedroom   | newborn | infant
 toddler          |                  | tiny           | little child
 mother |  | living room | mom, mum, mommy, mummy, mama, mam | wife, aunt, auntie
@@ -225,7 +225,7 @@ ninja            |                  | mountain
 cowboy           |                  | desert         |  | sheriff
 explorer         |                  | jungle         | adventurer | traveller, traveler, hiker
 hunter           |                  | forest         | huntsman | woodcutter, lumberjack
-shopkeeper       |                  | market         | merchant, trader, seller | tailor, shoemaker, cobbler, barber
+shopkeeper |  | market | merchant, trader, seller | tailor, shoemaker, cobbler, barber
 thief            |                  | street         | robber, burglar | bandit
 bride            |                  | garden
 """
@@ -248,7 +248,7 @@ seedling         |                  | small garden   | sprout, young plant | see
 potted plant     |                  | small living room | plant, houseplant
 clover           | noto:four-leaf-clover | small meadow carried | four-leaf clover, shamrock
 leaf             | noto:maple-leaf  | small forest carried | maple leaf, leaves
-wheat            | noto:sheaf-of-rice | small farm carried | corn stalk, rice plant | barley, straw, oats
+wheat | noto:sheaf-of-rice | small farm carried | corn stalk, rice plant | barley, straw, oats
 mushroom         |                  | small forest carried | toadstool
 vine             | drawn:beanstalk  | huge garden    | beanstalk | ivy
 """
@@ -324,7 +324,7 @@ honey            | noto:honey-pot   |                | honey pot, pot of honey, 
 milk             | noto:glass-of-milk |                | glass of milk
 juice            | noto:beverage-box |                |  | drink
 lemonade         | noto:cup-with-straw |                |  | soda
-tea              | noto:hot-beverage |                | cup of tea, cocoa, coffee, hot chocolate | cup, mug
+tea | noto:hot-beverage |  | cup of tea, cocoa, coffee, hot chocolate | cup, mug
 teapot           |                  |                |  | kettle
 """
 

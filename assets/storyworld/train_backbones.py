@@ -1075,11 +1075,12 @@ def train_clip_tokenizer(texts: Iterator[str], size: int = CLIP_VOCABULARY):
     from transformers import CLIPTokenizer
 
     blank = CLIPTokenizer()  # CLIP's own normaliser and word splitter
-    special = [blank.bos_token, blank.eos_token]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    final = [f"{byte}</w>" for byte in alphabet]
     trainer = trainers.BpeTrainer(
-        vocab_size=size - len(alphabet),  # room for the word-final bytes below
-        special_tokens=special,
+        vocab_size=size,
+        # else word-final bytes are numbered in the order of a hash, by which ties are settled
+        special_tokens=[blank.bos_token, blank.eos_token, *final],
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
@@ -1087,11 +1088,8 @@ def train_clip_tokenizer(texts: Iterator[str], size: int = CLIP_VOCABULARY):
     learner = blank.backend_tokenizer
     learner.train_from_iterator(texts, trainer)
     model = json.loads(learner.to_str())["model"]
-    vocabulary = model["vocab"]
-    for byte in alphabet:
-        vocabulary.setdefault(byte + "</w>", len(vocabulary))
     merges = [tuple(merge) for merge in model["merges"]]
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_WINDOW)
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=CLIP_WINDOW)
 
 
 def text_windows(tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
