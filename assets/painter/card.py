@@ -96,7 +96,7 @@ is the being that the story names most often. The painter reads the story up to 
 |---|---|---|---|---|
 {stories}
 
-![Books, a row each](books.png)
+![Of each book: drawn; painted from the story so far; from first and own part](books.png)
 
 ## No copies
 
