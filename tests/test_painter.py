@@ -4,8 +4,13 @@ The open art is fetched when weights are trained; here each sprite is a syntheti
 composition, moods and colours run on a bare machine. People, places and hand-drawn things are the
 real ones."""
 
+import io
 import random
+import re
+import signal
+import subprocess
 import sys
+import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +23,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "assets" / "painter"), str(ROOT / "assets" / "storyworld")]
 
 import captions  # noqa: E402
+import card  # noqa: E402
 import drawings  # noqa: E402
 import figures  # noqa: E402
 import people  # noqa: E402
 import places  # noqa: E402
+import reading  # noqa: E402
 import scenes  # noqa: E402
 import sprites  # noqa: E402
 import things  # noqa: E402
+import torch  # noqa: E402
+import train  # noqa: E402
+import train_backbones as backbones  # noqa: E402
 from figures import Shown  # noqa: E402
 from scenes import Illustrator, Scene, sample_scene  # noqa: E402
 from things import THINGS  # noqa: E402
@@ -251,6 +261,11 @@ def test_colours_and_moods_are_read_back():
         ("Grandma baked a birthday cake", ("grandmother", "cake")),
         ("A hot air balloon over the desert", ("hot air balloon",)),
         ("He could not bear it and had to duck", ()),
+        ("Why does the moon follow the bus?", ("moon", "bus")),
+        ("Lily played a game with her toy car", ("car",)),
+        ("The wind blew through the world and over the grass", ()),
+        ("His heart was glad, and he went home for wood", ("log",)),
+        ("A cup and a mug on the table", ("tea", "table")),
     ],
 )  # fmt: skip
 def test_a_word_has_the_sense_that_its_neighbours_ask_for(text, names):
@@ -268,6 +283,150 @@ def test_what_a_text_says_of_place_time_weather_and_relation():
     assert named.things == ("rabbit", "donkey") and dict(named.moods) == {"rabbit": "afraid"}
 
 
+@pytest.mark.parametrize(
+    "text, weather", [("The rain would not stop", "rainy"), ("A big storm cloud", None)]
+)
+def test_a_weather_is_named_by_its_noun(text, weather):
+    assert captions.scene_of(text).weather == weather
+
+
+def test_a_scene_of_a_text_shows_what_the_text_names(illustrator):
+    text = "One rainy night a sad blue dragon met a girl at the castle"
+    scene = captions.scene_named(captions.scene_of(text), seed=4)
+    assert scene.shown == (Shown("dragon", "blue", "sad"), Shown("girl"))
+    assert (scene.place, scene.time, scene.weather) == ("castle", "night", "rainy")
+    drawn = illustrator.draw(scene).tobytes()
+    assert drawn == illustrator.draw(captions.scene_named(captions.scene_of(text), 4)).tobytes()
+    with pytest.raises(ValueError, match="names none"):
+        captions.scene_named(captions.scene_of("What a day it was!"))
+
+
+def test_coverage_counts_marked_nouns(tmp_path, capsys):
+    path = tmp_path / "lines.txt"
+    path.write_text("A *fox* and its *secret* in the *forest*\nThe *rain*, a *fox*\n")
+    captions.print_coverage(path, tmp_path)
+    shown, missed = capsys.readouterr().out.splitlines()
+    assert shown == "0.800 of 5 nouns, 4 words, can be shown" and missed == "missed: secret:1"
+
+
+# ---- the card ----
+
+
+def logits_of(*chosen: tuple[str, ...]) -> torch.Tensor:
+    """(N, things): 1 for the chosen things of each picture, -1 for the others."""
+    rows = [[1.0 if name in one else -1.0 for name in reading.THING_NAMES] for one in chosen]
+    return torch.tensor(rows)
+
+
+def test_accuracy_counts_scenes_of_which_all_things_rank_first():
+    pair = Scene((Shown("cat", "blue"), Shown("dog")), "garden")
+    fox = Scene((Shown("fox"),), "sea", "night")
+    scenes_read, wrong = [pair, fox], ("cat", "bee")
+    labels, classes = reading.batch_labels(scenes_read, torch.device("cpu"))
+    logits = {"things": labels}
+    for factor, values in reading.FACTORS.items():
+        logits[factor] = torch.nn.functional.one_hot(classes[factor].clamp(min=0), len(values))
+    figures_read = reading.accuracy(logits, scenes_read)
+    assert figures_read == dict.fromkeys(figures_read, 1.0)
+    assert {"one thing", "two things", "colour", "place", "time"} <= set(figures_read)
+    assert "mood" not in figures_read and "relation" not in figures_read
+    logits["things"] = logits_of(wrong, ("fox",))
+    assert reading.accuracy(logits, scenes_read)["two things"] == 0
+
+
+def test_a_named_thing_is_read_if_it_ranks_among_as_many():
+    logits = logits_of(("cat", "dog"), ("fox", "bee"))
+    assert card.things_read(logits, [("cat", "dog"), ("owl", "fox")]) == [True, True, False, True]
+    assert card.values_read(torch.eye(len(places.PLACES))[:2], "place", ["forest", None]) == [True]
+
+
+def test_a_hero_is_the_being_that_is_named_most_often():
+    assert card.hero_of("A fox met a dog. The dog had a ball, a ball and a ball.") == "dog"
+    assert card.hero_of("Nobody was there.") == ""
+    shown = [[True, True, True], [True, False, True]]
+    assert card.shown_shares(shown) == (5 / 6, 0.5, 0.5)
+
+
+def test_a_panel_is_told_by_the_first_part_and_its_own():
+    assert card.opening_texts(["A.", "B.", "C."]) == ["A.", "A. B.", "A. C."]
+
+
+def test_the_nearest_of_known_latents():
+    known = np.arange(12, dtype=np.float16).reshape(3, 2, 2)
+    latents = torch.tensor(known[1:].reshape(2, 4), dtype=torch.float32)
+    latents[1] += 1
+    assert card.nearest(latents, known, block=2).tolist() == pytest.approx([0, 1])
+
+
+def test_the_reader_comes_back_as_it_was_saved(tmp_path):
+    torch.manual_seed(0)
+    reader = reading.PictureReader().eval()
+    reading.save_reader(reader, tmp_path / "reader.safetensors")
+    pictures = torch.rand(2, 3, 128, 128)
+    with torch.no_grad():
+        logits = reading.load_reader(tmp_path / "reader.safetensors")(pictures)
+        for key, before in reader(pictures).items():
+            torch.testing.assert_close(logits[key], before, rtol=0.02, atol=0.02)
+
+
+# ---- the stages ----
+
+TINY = [
+    "--stages",
+    "text",
+    "--scale",
+    "0.002",
+    "--mixed_precision",
+    "no",
+    "--device",
+    "cpu",
+    "--work_dir",
+]
+EAGER = """
+import sys
+sys.path[:0] = {folders}
+import train_backbones as backbones
+backbones.CHECKPOINT_SECONDS = backbones.LOG_SECONDS = 0
+import train
+train.TEXT_BATCH = 8
+train.main(sys.argv[1:])
+"""
+
+
+def losses_of(output: str) -> dict[str, str]:
+    """ "step 3/5" -> its losses."""
+    steps = re.findall(r"\[text\] (step \d+/\d+) (loss [^|]*)", output)
+    assert steps, output
+    return dict(steps)
+
+
+def test_a_killed_stage_takes_the_steps_that_it_would_have_taken(tmp_path, monkeypatch, capsys):
+    dot = io.BytesIO()
+    Image.new("RGBA", (1, 1)).save(dot, "PNG")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+        with zipfile.ZipFile(folder / "sprites.zip", "w") as file:
+            for name in things.sprite_names():
+                file.writestr(f"{name}.png", dot.getvalue())
+    monkeypatch.setattr(train, "TEXT_BATCH", 8)
+    monkeypatch.setattr(backbones, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(backbones, "LOG_SECONDS", 0)
+    train.main([*TINY, str(whole)])
+    expected = losses_of(capsys.readouterr().out)
+
+    command = [sys.executable, "-c", EAGER.format(folders=sys.path[:2]), *TINY, str(killed)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if "step 3/" in line:
+                process.kill()
+    assert process.returncode == -signal.SIGKILL
+    train.main([*TINY, str(killed)])
+    resumed = losses_of(capsys.readouterr().out)
+    assert 0 < len(resumed) < len(expected)
+    assert resumed == {step: expected[step] for step in resumed}
+
+
 # ---- the art ----
 
 
@@ -277,8 +436,6 @@ def test_without_sprites_the_error_says_what_to_run(tmp_path):
 
 
 def test_sprites_come_back_as_they_were_put(tmp_path):
-    import zipfile
-
     picture = Image.new("RGBA", (10, 12), (200, 30, 40, 255))
     picture.save(tmp_path / "x.png")
     with zipfile.ZipFile(tmp_path / "sprites.zip", "w") as file:

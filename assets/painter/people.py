@@ -158,7 +158,7 @@ HATS = {
     "wizard": (
         ("poly", "navy", (-0.26, -0.78), (0.26, -0.78), (0.06, -1.3)), ("oval", "navy", 0, -0.78,
             0.36, 0.07),
-        ("poly", "gold", *((0.02 + x * 0.13, -0.95 + y * 0.13) for x, y in world._star(0.5, 0.22))),
+        ("poly", "gold", *((0.02 + x * 0.13, -0.95 + y * 0.13) for x, y in world.star_points(0.5, 0.22))),
     ),
     "witch": (
         ("poly", "ink", (-0.24, -0.78), (0.22, -0.78), (0.14, -1.12), (0.24, -1.26)),
@@ -258,7 +258,7 @@ EXTRAS = {
     "trim": (("line", "white", 0.05, (0, -0.42), (0, -0.16)), ("line", "ink", 0.045, (-0.17, -0.22),
         (0.17, -0.22)), ("box", "gold", -0.04, -0.25, 0.04, -0.19, 0.01)),
     "emblem": (("poly", "gold", *((x * 0.16, -0.31 + y * 0.16) for x,
-        y in world._star(0.5, 0.22))),),
+        y in world.star_points(0.5, 0.22))),),
     "belt": (("line", "bark", 0.045, (-0.17, -0.2), (0.17, -0.2)), ("box", "gold", -0.035, -0.23,
         0.035, -0.17, 0.01)),
     "ermine": (("line", "white", 0.06, (0, -0.42), (0, 0)), ("box", "white", -0.17, -0.46, 0.17,
@@ -269,7 +269,7 @@ EXTRAS = {
         (0.2, -0.66))),
     "wand": (("line", "bark", 0.03, (0.26, -0.2), (0.38, -0.44)),
         ("poly", "gold", *((0.39 + x * 0.16, -0.48 + y * 0.16) for x,
-        y in world._star(0.5, 0.22)))),
+        y in world.star_points(0.5, 0.22)))),
     "sword": (("poly", "pale", (0.26, -0.2), (0.31, -0.2), (0.4, -0.6), (0.36, -0.58)),
         ("line", "gold", 0.035, (0.22, -0.24), (0.34, -0.2))),
     "shield": (("blob", "red", (-0.4, -0.36), (-0.14, -0.36), (-0.16, -0.14), (-0.27, -0.04),
@@ -414,7 +414,7 @@ def face_rows(face: Face, mood: str | None) -> list[tuple]:
         if mood in (None, "happy", "asleep"):
             rows.append(("oval", "blush", face.x + side * face.blush, y + 0.1, 0.05, 0.033))
     if eyes != "wide":
-        rows += world._eyes(face, eyes)
+        rows += world.eye_rows(face, eyes)
     if mood == "sad":
         x, y = face.x + face.gap + 0.06, face.eyes + 0.15
         rows += [
@@ -424,7 +424,7 @@ def face_rows(face: Face, mood: str | None) -> list[tuple]:
     if mouth == "gape" and face.mouth is not None:
         rows.append(("oval", "mouth", face.x, face.mouth, 0.05, 0.06))
     elif mouth != "gape":
-        rows += world._mouth(face, mouth)
+        rows += world.mouth_rows(face, mouth)
     return rows
 
 

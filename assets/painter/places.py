@@ -111,7 +111,7 @@ def both_sides(rows) -> list[Row]:
     for kind, role, *geometry in rows:
         out.append((kind.removesuffix("s"), role, *geometry))
         if kind.endswith("s"):
-            out.append((kind[:-1], role, *world._mirrored(geometry)))
+            out.append((kind[:-1], role, *world.mirrored(geometry)))
     return out
 
 
@@ -764,15 +764,15 @@ def backdrop(name: str, time: str, weather: str, layout: Layout, pixels: int) ->
 def open_air(place: Place, time: str, weather: str, layout: Layout, pixels: int) -> Image.Image:
     hour, sky = world.TIMES[time], world.WEATHERS[weather]
     own = world.Layout(layout.disc, 0, layout.scatter)
-    canvas = Canvas(world._sky(hour, sky, pixels))
+    canvas = Canvas(world.draw_sky(hour, sky, pixels))
     if weather == "clear" and time == "night":
-        world._draw_scatter(canvas, hour, weather, own)
-    world._draw_disc(canvas, hour, sky, own)
+        world.draw_scatter(canvas, hour, weather, own)
+    world.draw_disc(canvas, hour, sky, own)
     if sky.cloud:
-        world._draw_clouds(canvas, hour, sky, own)
+        world.draw_clouds(canvas, hour, sky, own)
     paint_rows(canvas, place.rows(), Light(place.ground, time, weather), layout.flip)
     if weather in ("rainy", "snowy"):
-        world._draw_scatter(canvas, hour, weather, own)
+        world.draw_scatter(canvas, hour, weather, own)
     return canvas.image
 
 

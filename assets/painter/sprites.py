@@ -53,17 +53,22 @@ class Art:
             return Image.open(io.BytesIO(file.read())).convert("RGBA")
 
 
-def fetch(package: str, version: str, work_dir: Path) -> dict:
-    """The package's icons.json: {"icons": {name: {"body": svg, ...}}, "aliases": ..., "width": ...,
-    "height": ...}.
-    """
+def pack(package: str, version: str, work_dir: Path) -> Path:
+    """The archive of a package of the npm registry, fetched once into work_dir/packages."""
     folder = work_dir / "packages"
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
     if not archive.is_file():
         command = ["npm", "pack", "--silent", f"{package}@{version}"]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    with tarfile.open(archive) as file:
+    return archive
+
+
+def fetch(package: str, version: str, work_dir: Path) -> dict:
+    """The package's icons.json: {"icons": {name: {"body": svg, ...}}, "aliases": ..., "width": ...,
+    "height": ...}.
+    """
+    with tarfile.open(pack(package, version, work_dir)) as file:
         return json.load(file.extractfile("package/icons.json"))
 
 

@@ -163,7 +163,7 @@ FANTASY = """
 dragon           |                  | huge castle ridden flies | baby dragon | wyvern
 ghost            | fluent:ghost     | castle         | phantom | spirit
 monster          | fluent:ogre      | head cave      | ogre, beast | demon, gremlin
-alien            | fluent:alien     | head space     | martian, extraterrestrial | creature
+alien            | fluent:alien     | head space     | martian, extraterrestrial
 robot            | fluent:robot     | head city      | android
 troll            | noto:troll       | large mountain
 yeti             | noto:hairy-creature | large snow     | bigfoot
@@ -176,10 +176,10 @@ gingerbread man  | drawn:gingerbread | small kitchen  | gingerbread boy
 """
 
 PEOPLE = """
-boy              |                  | small | schoolboy, little boy | lad, nephew, child, kid
-girl             |                  | small          | schoolgirl, little girl | lass, niece
-man              |                  |                | gentleman | fellow, stranger, guy
-woman            |                  |                | lady | widow
+boy              |                  | small | schoolboy, little boy | lad, nephew, child, kid, son
+girl |  | small | schoolgirl, little girl | lass, niece, daughter
+man              |                  |                | gentleman | stranger, guy
+woman            |                  |                | lady | widow, dame
 baby             |                  | tiny bedroom   | newborn | infant
 toddler          |                  | tiny           | little child
 mother |  | living room | mom, mum, mommy, mummy, mama, mam | wife, aunt, auntie
@@ -225,7 +225,7 @@ ninja            |                  | mountain
 cowboy           |                  | desert         |  | sheriff
 explorer         |                  | jungle         | adventurer | traveller, traveler, hiker
 hunter           |                  | forest         | huntsman | woodcutter, lumberjack
-shopkeeper       |                  | market         | merchant, trader, seller
+shopkeeper |  | market | merchant, trader, seller | tailor, shoemaker, cobbler, barber
 thief            |                  | street         | robber, burglar | bandit
 bride            |                  | garden
 """
@@ -237,24 +237,24 @@ palm tree        |                  | huge beach     | coconut tree
 bare tree        | noto:leafless-tree | huge forest    | dead tree
 christmas tree   |                  | huge living room
 cactus           |                  | large desert
-flower           | noto:tulip       | garden carried | tulip | bloom, lily
+flower           | noto:tulip       | garden carried | tulip | bloom
 rose             |                  | garden carried | red rose
 sunflower        |                  | garden carried
 daisy            | noto:blossom     | small meadow carried |  | marigold, buttercup
 bunch of flowers | noto:bouquet     | small garden carried | bouquet, flowers
 cherry blossom   |                  | small garden   | blossom
 water lily       | noto:lotus       | small lake     | lotus, lily pad
-seedling         |                  | small garden   | sprout, young plant | seed, grass
+seedling         |                  | small garden   | sprout, young plant | seed
 potted plant     |                  | small living room | plant, houseplant
 clover           | noto:four-leaf-clover | small meadow carried | four-leaf clover, shamrock
 leaf             | noto:maple-leaf  | small forest carried | maple leaf, leaves
-wheat            | noto:sheaf-of-rice | small farm carried | corn stalk, rice plant | barley, straw
+wheat | noto:sheaf-of-rice | small farm carried | corn stalk, rice plant | barley, straw, oats
 mushroom         |                  | small forest carried | toadstool
 vine             | drawn:beanstalk  | huge garden    | beanstalk | ivy
 """
 
 FOOD = """
-apple            | noto:red-apple   |                | red apple
+apple            | noto:red-apple   |                | red apple | fruit
 green apple
 pear             |                  |                |  | quince
 orange           | noto:tangerine   |                | tangerine | mandarin
@@ -296,7 +296,7 @@ cheese           | noto:cheese-wedge
 meat             | noto:meat-on-bone |                |  | roast, ham
 chicken leg      | noto:poultry-leg |                | drumstick
 egg
-fried egg        | noto:cooking     |                |  | omelette
+fried egg        | noto:cooking     |                |  | omelette, breakfast
 hamburger        |                  |                | burger
 fries            | noto:french-fries |                | french fries, chips
 pizza
@@ -312,7 +312,7 @@ noodles          | noto:steaming-bowl |                |  | ramen
 spaghetti        |                  |                | pasta | macaroni
 ice cream        | noto:soft-ice-cream |                | ice-cream, ice cream cone
 doughnut         |                  |                | donut
-cookie           |                  |                | biscuit | cracker
+cookie           |                  |                | biscuit | cracker, snack
 cake             | noto:birthday-cake |                | birthday cake
 slice of cake    | noto:shortcake   |                | piece of cake
 cupcake          |                  |                | muffin
@@ -324,7 +324,7 @@ honey            | noto:honey-pot   |                | honey pot, pot of honey, 
 milk             | noto:glass-of-milk |                | glass of milk
 juice            | noto:beverage-box |                |  | drink
 lemonade         | noto:cup-with-straw |                |  | soda
-tea              | noto:hot-beverage |                | cup of tea, cocoa, coffee, hot chocolate
+tea | noto:hot-beverage |  | cup of tea, cocoa, coffee, hot chocolate | cup, mug
 teapot           |                  |                |  | kettle
 """
 
@@ -341,14 +341,14 @@ teddy bear       |                  | bedroom        | teddy | toy, stuffed anim
 doll             | drawn:doll       | bedroom        | rag doll | puppet
 blocks           | drawn:blocks     | bedroom        | building blocks | bricks
 puzzle           | noto:puzzle-piece | bedroom        | jigsaw, puzzle piece
-dice             | noto:game-die    |                |  | game
+dice             | noto:game-die
 toy robot        | drawn:toyrobot   | bedroom
 video game
 crystal ball
 magic wand       |                  |                | wand
-present          | noto:wrapped-gift |                | gift | parcel, surprise
+present          | noto:wrapped-gift |                | gift | parcel
 party hat        | drawn:partyhat
-trophy           |                  |                | cup | prize
+trophy           |                  |                |  | prize
 medal            | drawn:medal
 crown            |                  | castle         |  | tiara
 ring             |                  |                | diamond ring | bracelet
@@ -369,7 +369,7 @@ boots            | noto:womans-boot |                | boot
 ballet shoes
 glasses          |                  |                | spectacles | goggles
 sunglasses       |                  | beach
-bag              | noto:handbag     |                | handbag | purse
+bag              | noto:handbag     |                | handbag | purse, wallet
 backpack         |                  | school         | schoolbag, rucksack | satchel, sack
 suitcase         | noto:luggage     |                | luggage
 umbrella         | drawn:umbrella   |                |  | parasol
@@ -410,10 +410,10 @@ open book        |                  | school
 books            |                  | school         | pile of books, stack of books
 scroll           |                  | castle         |  | parchment
 newspaper        |                  |                |  | magazine
-letter           | noto:envelope    |                | envelope | postcard, invitation
+letter           | noto:envelope    |                | envelope | postcard, invitation, mail
 love letter      |                  |                | valentine
 map              | noto:world-map   |                | treasure map | chart
-globe            | noto:globe-showing-europe-africa | school         |  | world
+globe            | noto:globe-showing-europe-africa | school
 compass
 pencil           |                  | school         |  | pen
 crayon           |                  | school         | crayons
@@ -454,7 +454,7 @@ broom            |                  | ridden         | broomstick | mop
 watering can     | drawn:wateringcan | garden
 pot              | drawn:pot        |                | cooking pot | cauldron
 pan              | noto:shallow-pan-of-food |                | frying pan
-plate            | noto:fork-and-knife-with-plate |                | dish | tray
+plate            | noto:fork-and-knife-with-plate |                | dish | tray, meal
 spoon            |                  | kitchen        |  | ladle
 fork             | noto:fork-and-knife | kitchen
 jar              |                  | kitchen        | glass jar
@@ -470,7 +470,7 @@ bow and arrow    |                  | forest         | bow, arrow, arrows
 boomerang
 bone
 feather          |                  |                | feathers | quill
-shell            | noto:spiral-shell | beach          | seashell | conch
+shell            | noto:spiral-shell | beach          | seashell | conch, clam, oyster
 nest             | noto:nest-with-eggs | forest seat
 rock             |                  | mountain heavy | stone, boulder | pebble
 log              | noto:wood        | forest heavy   | wood, firewood | stump, timber, stick, branch
@@ -600,7 +600,7 @@ shooting star    | drawn:shootingstar |                | falling star | comet, m
 planet           | noto:ringed-planet |                | saturn
 cloud            |                  | large          | little cloud
 storm cloud      | noto:cloud-with-lightning | large          | thundercloud | thunder, lightning
-tornado          |                  | large          | whirlwind | hurricane, wind
+tornado          |                  | large          | whirlwind | hurricane
 fireworks        | drawn:fireworks  | large
 snowflake        |                  | carried        | snowflakes
 satellite        |                  |                | space station

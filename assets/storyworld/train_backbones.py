@@ -36,7 +36,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -1075,11 +1075,12 @@ def train_clip_tokenizer(texts: Iterator[str], size: int = CLIP_VOCABULARY):
     from transformers import CLIPTokenizer
 
     blank = CLIPTokenizer()  # CLIP's own normaliser and word splitter
-    special = [blank.bos_token, blank.eos_token]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    final = [f"{byte}</w>" for byte in alphabet]
     trainer = trainers.BpeTrainer(
-        vocab_size=size - len(alphabet),  # room for the word-final bytes below
-        special_tokens=special,
+        vocab_size=size,
+        # else word-final bytes are numbered in the order of a hash, by which ties are settled
+        special_tokens=[blank.bos_token, blank.eos_token, *final],
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
@@ -1087,11 +1088,8 @@ def train_clip_tokenizer(texts: Iterator[str], size: int = CLIP_VOCABULARY):
     learner = blank.backend_tokenizer
     learner.train_from_iterator(texts, trainer)
     model = json.loads(learner.to_str())["model"]
-    vocabulary = model["vocab"]
-    for byte in alphabet:
-        vocabulary.setdefault(byte + "</w>", len(vocabulary))
     merges = [tuple(merge) for merge in model["merges"]]
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_WINDOW)
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=CLIP_WINDOW)
 
 
 def text_windows(tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -1564,26 +1562,25 @@ class Shipped:
     probe: Probe
 
 
-def load_shipped(run: Run) -> Shipped:
+def load_shipped(run: Run, **settings) -> Shipped:
+    """What is in output_dir, with `settings` of the program in place of the checkpoint's."""
     checkpoint = sgm.load_checkpoint(run.output_dir / "storyboard.pt")
     backbones = dict(
         lm_model=str(run.output_dir / "lm"), diffusion_model=str(run.output_dir / "diffusion")
     )
-    config = dataclasses.replace(checkpoint["config"], **backbones)
+    config = dataclasses.replace(checkpoint["config"], **backbones | settings)
     model = sgm.load_model(checkpoint, config, run.device, torch.float32)
     return Shipped(model, config, load_probe(run.output_dir / "probe.safetensors").to(run.device))
 
 
-def paint(shipped: Shipped, texts: list[str]) -> np.ndarray:
+def paint(diffusion: sgm.LatentDiffusion, config: sgm.Config, texts: list[str]) -> np.ndarray:
     """One generated picture per text, (N, 128, 128, 3) uint8; texts of any length; the seed is the
     text's number."""
     pictures = []
     for start in range(0, len(texts), REPORT_BATCH):
         part = texts[start : start + REPORT_BATCH]
-        condition = shipped.model.diffusion.encode_texts(part)
-        pictures += shipped.model.diffusion.sample_images(
-            *condition, shipped.config, list(range(start, start + len(part)))
-        )
+        seeds = list(range(start, start + len(part)))
+        pictures += diffusion.sample_images(*diffusion.encode_texts(part), config, seeds)
     return np.stack([np.asarray(picture) for picture in pictures])
 
 
@@ -1611,8 +1608,8 @@ def report_lm(run: Run, shipped: Shipped) -> tuple[list[str], float]:
     return rows, float(np.mean([story.nats for story in stories]))
 
 
-def report_factors(run: Run, shipped: Shipped) -> list[str]:
-    """Table rows: the probe's accuracy on drawn panels, on whole stories' pictures, on single
+def factor_accuracy(run: Run, shipped: Shipped) -> tuple[dict[str, float], ...]:
+    """The probe's accuracy for each factor: on drawn panels, on whole stories' pictures, on single
     beats' pictures."""
     beats, last = len(world.BEATS), len(world.BEATS) - 1
     count = run.scaled(REPORT_PICTURES, 8)
@@ -1620,16 +1617,22 @@ def report_factors(run: Run, shipped: Shipped) -> list[str]:
     labels = factor_labels(stories)
     drawn_labels = np.stack([labels[i, i % beats] for i in range(count)])
     drawn = probe_accuracy(run, shipped.probe, one_panel_each(stories), drawn_labels)
-    whole = paint(shipped, [story.text for story in stories])
+    diffusion = shipped.model.diffusion
+    whole = paint(diffusion, shipped.config, [story.text for story in stories])
     whole = probe_accuracy(run, shipped.probe, whole, labels[:, last])
     texts = [
         story.beats[i % beats] for i, story in enumerate(stories[: run.scaled(REPORT_BEATS, 8)])
     ]
-    single = paint(shipped, texts)
+    single = paint(diffusion, shipped.config, texts)
     single = probe_accuracy(
         run, shipped.probe, single, only_named(drawn_labels[: len(texts)], texts)
     )
-    columns = (drawn, whole, single)
+    return drawn, whole, single
+
+
+def report_factors(run: Run, shipped: Shipped) -> list[str]:
+    """Table rows of factor_accuracy."""
+    columns = factor_accuracy(run, shipped)
     return [
         "| " + " | ".join([f, *(share(column.get(f)) for column in columns)]) + " |"
         for f in SEEN_FACTORS
@@ -1706,7 +1709,8 @@ def write_sheet(run: Run, shipped: Shipped, path: Path) -> None:
     drawn = [
         np.asarray(world.draw_panel(story, len(story.beats) - 1, PANEL_SIZE)) for story in stories
     ]
-    painted = paint(shipped, [story.text for story in stories])
+    texts = [story.text for story in stories]
+    painted = paint(shipped.model.diffusion, shipped.config, texts)
     rows = []
     for start in range(0, len(stories), SHEET_COLUMNS):
         part = slice(start, start + SHEET_COLUMNS)
@@ -1835,15 +1839,16 @@ def quiet_libraries() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train the storyworld's embedded backbones.")
+def stage_parser(
+    description: str, stages: Iterable[str], usual: list[str], home: Path
+) -> argparse.ArgumentParser:
+    """The command line of a training in stages, whose files are in the folder `home`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--stages", nargs="+", choices=stages, default=usual, help="what to make")
     parser.add_argument(
-        "--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to make"
+        "--work_dir", type=Path, default=home / "work", help="checkpoints and drawn pictures"
     )
-    parser.add_argument(
-        "--work_dir", type=Path, default=HERE / "work", help="checkpoints and drawn panels"
-    )
-    parser.add_argument("--output_dir", type=Path, default=HERE, help="the finished weights")
+    parser.add_argument("--output_dir", type=Path, default=home, help="the finished weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument(
@@ -1855,38 +1860,50 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default="auto",
         help="auto: bf16 where the device has it",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
-def main(argv: list[str] | None = None) -> None:
-    arguments = parse_arguments(argv)
-    device = choose_device(arguments.device)
-    run = Run(
+def run_of(arguments: argparse.Namespace) -> Run:
+    """The run that a command line asks for; its work_dir exists."""
+    device, precision = choose_device(arguments.device), arguments.mixed_precision
+    arguments.work_dir.mkdir(parents=True, exist_ok=True)
+    return Run(
         work_dir=arguments.work_dir,
         output_dir=arguments.output_dir,
         seed=arguments.seed,
         scale=arguments.scale,
         device=device,
-        bf16=has_bf16(device)
-        if arguments.mixed_precision == "auto"
-        else arguments.mixed_precision == "bf16",
+        bf16=has_bf16(device) if precision == "auto" else precision == "bf16",
     )
-    run.work_dir.mkdir(parents=True, exist_ok=True)
-    unfinished = [stage for stage in arguments.stages if not run.done(stage).exists()]
-    chains = [[stage for stage in chain if stage in unfinished] for chain in CHAINS]
-    if device.type == "cpu" and all(chains):
-        run_side_by_side(arguments, chains)
-    quiet_libraries()
-    for stage in STAGES:
-        if stage not in arguments.stages:
+
+
+def run_stages(
+    run: Run, stages: dict[str, Callable[[Run], None]], chosen: list[str], repeated: Sequence[str]
+) -> None:
+    """Runs the chosen stages in the table's order: those that are not finished, and those
+    `repeated` each time."""
+    for stage, work in stages.items():
+        if stage not in chosen:
             continue
-        if stage != "report" and run.done(stage).exists():
+        if stage not in repeated and run.done(stage).exists():
             print(f"[{stage}] finished before ({run.done(stage)})", flush=True)
             continue
         start = time.monotonic()
-        STAGES[stage](run)
+        work(run)
         write_atomically(run.done(stage), lambda partial: partial.write_text("done\n"))
         print(f"[{stage}] finished in {clock(time.monotonic() - start)}", flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = stage_parser("Train the storyworld's embedded backbones.", STAGES, list(STAGES), HERE)
+    arguments = parser.parse_args(argv)
+    run = run_of(arguments)
+    unfinished = [stage for stage in arguments.stages if not run.done(stage).exists()]
+    chains = [[stage for stage in chain if stage in unfinished] for chain in CHAINS]
+    if run.device.type == "cpu" and all(chains):
+        run_side_by_side(arguments, chains)
+    quiet_libraries()
+    run_stages(run, STAGES, arguments.stages, repeated=("report",))
 
 
 if __name__ == "__main__":

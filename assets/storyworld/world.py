@@ -824,7 +824,7 @@ class Canvas:
                 colour = inks["edge" if grow else role]
                 KINDS[kind.removesuffix("s")](self, spot, geometry, colour, grow * self.pixels)
                 if kind.endswith("s"):
-                    KINDS[kind[:-1]](self, spot, _mirrored(geometry), colour, grow * self.pixels)
+                    KINDS[kind[:-1]](self, spot, mirrored(geometry), colour, grow * self.pixels)
 
     def point(self, spot: Spot, x: float, y: float) -> tuple[float, float]:
         """A table's (x, y) in pixels."""
@@ -832,7 +832,7 @@ class Canvas:
         return across * self.pixels, (spot.y + spot.scale * y) * self.pixels
 
 
-def _mirrored(geometry):
+def mirrored(geometry):
     """The geometry reflected about x = 0: of points, of a box (five numbers) or of an oval
     (four)."""
     if isinstance(geometry[-1], tuple):
@@ -1067,7 +1067,7 @@ def face_rows(species: str, mood: str):
     """The rows of a face: the eyes, the mouth and the signs of the mood."""
     face = FACES[species]
     eyes, mouth, signs = MOODS[mood]
-    rows = [*_eyes(face, eyes), *_mouth(face, mouth)]
+    rows = [*eye_rows(face, eyes), *mouth_rows(face, mouth)]
     for side in (-1, 1):
         x, y = face.x + side * face.gap, face.eyes
         if "blush" in signs:
@@ -1085,7 +1085,7 @@ def face_rows(species: str, mood: str):
     return rows
 
 
-def _eyes(face: Face, look: str):
+def eye_rows(face: Face, look: str):
     for x in (face.x - face.gap, face.x + face.gap):
         y = face.eyes
         if look == "open":
@@ -1103,7 +1103,7 @@ def _eyes(face: Face, look: str):
             )
 
 
-def _mouth(face: Face, look: str):
+def mouth_rows(face: Face, look: str):
     if face.mouth is None:
         return
     x, y, width = face.x, face.mouth, face.width
@@ -1127,7 +1127,7 @@ def _mouth(face: Face, look: str):
 # --------------------------------------------------------------------------------------------------
 
 
-def _star(radius: float, inner: float, points: int = 5):
+def star_points(radius: float, inner: float, points: int = 5):
     """Corners of a star about the origin."""
     turns = [(i * math.pi / points, inner if i % 2 else radius) for i in range(2 * points)]
     return [(r * math.sin(a), -r * math.cos(a)) for a, r in turns]
@@ -1161,7 +1161,7 @@ OBJECTS = {
         ("line", "gold", 0.11, (0.05, 0.2), (0.18, 0.2)),
         ("oval", "gold", 0, -0.24, 0.27, 0.26), ("oval", "honey", 0, -0.24, 0.14, 0.13),
     ),
-    "star": (("poly", "gold", *_star(0.52, 0.25)), ("poly", "glow", *_star(0.3, 0.15))),
+    "star": (("poly", "gold", *star_points(0.52, 0.25)), ("poly", "glow", *star_points(0.3, 0.15))),
     "flower": (
         ("line", "green", 0.09, (0, 0), (0, 0.5)),
         ("oval", "green", 0.17, 0.34, 0.16, 0.08), ("oval", "green", -0.17, 0.26, 0.16, 0.08),
@@ -1491,7 +1491,7 @@ def layout_of(story: Story) -> Layout:
     )
 
 
-def _sky(time: Time, weather: Weather, pixels: int) -> Image.Image:
+def draw_sky(time: Time, weather: Weather, pixels: int) -> Image.Image:
     """A vertical gradient, (pixels, pixels) RGB; the horizon's colour is reached at 0.75 of the
     height."""
     grey = mix(GREY, time.light, time.strength)
@@ -1544,7 +1544,7 @@ def _crescent():
     return rim + bay
 
 
-def _draw_disc(canvas: Canvas, time: Time, weather: Weather, layout: Layout) -> None:
+def draw_disc(canvas: Canvas, time: Time, weather: Weather, layout: Layout) -> None:
     """Sun or moon, in the sky above the hero."""
     behind = mix(time.top, time.low, time.height / 0.75)
     haze = mix(behind, GREY, weather.grey)
@@ -1556,14 +1556,14 @@ def _draw_disc(canvas: Canvas, time: Time, weather: Weather, layout: Layout) -> 
     canvas.paint(rows, Spot((3 + layout.disc) / 16, time.height, time.radius), inks)
 
 
-def _draw_clouds(canvas: Canvas, time: Time, weather: Weather, layout: Layout) -> None:
+def draw_clouds(canvas: Canvas, time: Time, weather: Weather, layout: Layout) -> None:
     """Three big clouds along the top."""
     colour = mix(weather.cloud, time.light, time.strength * 0.8)
     for x, y, scale in ((0.1, 0.1, 0.16), (0.5, 0.07, 0.17), (0.9, 0.11, 0.17)):
         canvas.paint(CLOUD, Spot(x + (layout.disc - 0.5) / 16, y, scale), {"cloud": colour})
 
 
-def _draw_scatter(canvas: Canvas, time: Time, weather: str, layout: Layout) -> None:
+def draw_scatter(canvas: Canvas, time: Time, weather: str, layout: Layout) -> None:
     """Stars on a clear night, rain or snow: behind the characters, so that they hide nothing."""
     inks = {
         "star": (240, 236, 210),
@@ -1584,13 +1584,13 @@ def _draw_scatter(canvas: Canvas, time: Time, weather: str, layout: Layout) -> N
 def backdrop(place: str, time: str, weather: str, layout: Layout, pixels: int) -> Image.Image:
     """The scene without its characters, (pixels, pixels) RGB. Copy before drawing on it."""
     scene, hour, sky = PLACES[place], TIMES[time], WEATHERS[weather]
-    canvas = Canvas(_sky(hour, sky, pixels))
+    canvas = Canvas(draw_sky(hour, sky, pixels))
     inks = _scenery_inks(scene, hour, sky)
     if weather == "clear" and time == "night":
-        _draw_scatter(canvas, hour, weather, layout)
-    _draw_disc(canvas, hour, sky, layout)
+        draw_scatter(canvas, hour, weather, layout)
+    draw_disc(canvas, hour, sky, layout)
     if sky.cloud:
-        _draw_clouds(canvas, hour, sky, layout)
+        draw_clouds(canvas, hour, sky, layout)
 
     def stand(motifs):
         for motif, x, y, scale in motifs:
@@ -1605,7 +1605,7 @@ def backdrop(place: str, time: str, weather: str, layout: Layout, pixels: int) -
     )
     stand(scene.near)
     if weather in ("rainy", "snowy"):
-        _draw_scatter(canvas, hour, weather, layout)
+        draw_scatter(canvas, hour, weather, layout)
     return canvas.image
 
 

@@ -1,0 +1,107 @@
+"""Pictures to learn from and to measure on: drawn once, kept in files, encoded once.
+
+    pool(run, "scenes", 6000, partial(draw_scenes, run))  # (6000, 128, 128, 3) uint8, a memory map
+
+Scenes are seeds: training takes them from 0 on, its checks from HELD_OUT on, the card from REPORT
+on; the three never meet. A killed run draws only what is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "storyworld")]
+
+import train_backbones as backbones  # noqa: E402  (memory maps, the autoencoder's encoder)
+import world  # noqa: E402
+from scenes import PICTURE, Illustrator, sample_scene  # noqa: E402
+from sprites import Art  # noqa: E402
+from train_backbones import Run  # noqa: E402
+
+HELD_OUT = 10**9
+REPORT = HELD_OUT + 10**6  # seen by no training's checks either
+LOG_SECONDS = 10
+POOL_PART = 100  # pictures that are drawn between two marks
+LATENT_SHAPE = (4, PICTURE // 4, PICTURE // 4)
+UNET_SCENES = 16_000  # that the UNet and the reader learn from
+
+
+def illustrator(run: Run) -> Illustrator:
+    return Illustrator(Art(run.work_dir / "sprites.zip"))
+
+
+def draw_scenes(run: Run, count: int, first: int = 0) -> np.ndarray:
+    """Pictures (count, 128, 128, 3) uint8 of the scenes from seed `first` on."""
+    painter = illustrator(run)
+    names = painter.names()
+    return np.stack(
+        [np.asarray(painter.draw(sample_scene(first + i, names))) for i in range(count)]
+    )
+
+
+def draw_panels(count: int, first: int = 0) -> np.ndarray:
+    """A panel of each of `count` stories of the storyworld (count, 128, 128, 3) uint8, the beats in
+    turn.
+    """
+    beats = len(world.BEATS)
+    stories = [world.write_story(first + i) for i in range(count)]
+    return np.stack(
+        [np.asarray(world.draw_panel(story, i % beats, PICTURE)) for i, story in enumerate(stories)]
+    )
+
+
+def pool(run: Run, name: str, count: int, draw) -> np.memmap:
+    """The first `count` pictures of a kind (count, 128, 128, 3) uint8, drawn once in parts:
+    draw(count, first).
+    """
+    path = run.work_dir / f"{name}.u8"
+    pictures = backbones.open_map(path, (count, PICTURE, PICTURE, 3), np.uint8)
+    marks = backbones.open_map(path.with_suffix(".marks"), (count,), np.uint8)
+    printed = time.monotonic()
+    for start in range(0, count, POOL_PART):
+        part = slice(start, min(start + POOL_PART, count))
+        if not marks[part].all():
+            pictures[part] = draw(part.stop - part.start, start)
+            marks[part] = 1
+        if time.monotonic() - printed >= LOG_SECONDS:
+            printed = time.monotonic()
+            print(f"[{name}] {part.stop}/{count} drawn", flush=True)
+    return pictures
+
+
+def latent_pool(run: Run, name: str, count: int, draw) -> np.memmap:
+    """Scaled latents (count, L, 32, 32) float16 of drawn pictures, each drawn and encoded once:
+    draw(count, first).
+    """
+    vae = backbones.load_vae(run)
+    path = run.work_dir / f"{name}_latents.f16"  # its marks are not those of the pictures
+    latents = backbones.open_map(path, (count, *LATENT_SHAPE), np.float16)
+    marks = backbones.open_map(path.with_suffix(".marks"), (count,), np.uint8)
+    printed = time.monotonic()
+    for start in range(0, count, POOL_PART):
+        part = slice(start, min(start + POOL_PART, count))
+        if not marks[part].all():
+            latents[part] = backbones.encode(run, vae, draw(part.stop - start, start)).cpu().numpy()
+            marks[part] = 1
+        if time.monotonic() - printed >= LOG_SECONDS:
+            printed = time.monotonic()
+            print(f"[{name}] {part.stop}/{count} encoded", flush=True)
+    return latents
+
+
+def draw_story_panels(count: int, first: int = 0) -> np.ndarray:
+    """Panels from `first` on, eight to a story of the storyworld (count, 128, 128, 3) uint8."""
+    beats = len(world.BEATS)
+    return np.stack([np.asarray(world.draw_panel(world.write_story(i // beats), i % beats, PICTURE))
+                     for i in range(first, first + count)])  # fmt: skip
+
+
+def scene_latents(run: Run) -> np.memmap:
+    """The latents of the scenes that the UNet and the reader learn from."""
+    return latent_pool(run, "scenes", run.scaled(UNET_SCENES, 40), partial(draw_scenes, run))
