@@ -272,6 +272,7 @@ def test_a_bad_prompt_is_named_and_the_rest_is_made(checkpoint, tmp_path, capsys
 # Again, and edited
 
 
+@pytest.mark.check("--from a PNG, page, PDF and EPUB: the same bytes again")
 @pytest.mark.parametrize("name", ["book.png", "book.html", "book.pdf", "book.epub"])
 def test_what_was_made_is_made_again_to_the_byte(checkpoint, tmp_path, name):
     first, second = tmp_path / name, tmp_path / f"again_{name}"
@@ -310,6 +311,7 @@ def test_an_edited_book_keeps_the_other_codes_and_shows_what_changed(checkpoint,
     assert "<s>4</s> 0 <i>" in page.read_text("utf-8")
 
 
+@pytest.mark.check("--redo: one picture is painted anew, all else byte for byte")
 @pytest.mark.parametrize("consistency", ["off", "attention"])
 def test_one_picture_is_painted_anew_and_nothing_else(checkpoint, tmp_path, consistency):
     """Twice, the second time with a seed of its own; and the book with both is made again."""
@@ -340,6 +342,7 @@ def test_one_picture_is_painted_anew_and_nothing_else(checkpoint, tmp_path, cons
     assert [panel.seed for panel in other.panels] == [20, 21, 22]
 
 
+@pytest.mark.check("--redo of a picture that is not there: refused")
 @pytest.mark.parametrize("redo", ["0", "3", "x", "1:2"])
 def test_a_picture_that_is_not_there_is_not_painted_anew(checkpoint, tmp_path, redo):
     made = dict(
@@ -353,6 +356,7 @@ def test_a_picture_that_is_not_there_is_not_painted_anew(checkpoint, tmp_path, r
         sgm.generate(dataclasses.replace(config, source="", prompt="A fox"), checkpoint)
 
 
+@pytest.mark.check("--from a file that generate did not write: refused")
 @pytest.mark.parametrize(
     "name, data",
     [
@@ -373,6 +377,7 @@ def test_a_file_that_generate_did_not_write_is_refused(checkpoint, tmp_path, nam
 # Memory
 
 
+@pytest.mark.check("--low_memory: one model in memory at a time, the same story and picture")
 @pytest.mark.parametrize("consistency", ["off", "attention"])
 def test_low_memory_holds_one_backbone_at_a_time_and_makes_the_same(
     write, monkeypatch, consistency

@@ -309,6 +309,9 @@ def test_a_template_needs_eight_places(template, tmp_path):
 # Adapters
 
 
+@pytest.mark.check(
+    "a LoRA adapter in --lm_adapter is merged, in --lm_model refused with the flag to use"
+)
 def test_an_adapter_is_merged_and_a_wrong_one_is_one_line(tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

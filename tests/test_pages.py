@@ -131,6 +131,7 @@ def book(result, record, tmp_path) -> Path:
     return path
 
 
+@pytest.mark.check("EPUB: the files, the layout and the record that the standard asks for")
 def test_an_epub_is_what_the_standard_asks_for(book, result, record):
     """OCF 3.3: the media type first and stored. EPUB 3.3: every file in the manifest, one
     navigation document, a page for each panel in the spine, all of one size."""
@@ -175,6 +176,9 @@ def test_epubcheck_finds_nothing(book):
     assert "No errors or warnings detected" in checked.stdout
 
 
+@pytest.mark.check(
+    "a damaged page, strip, PDF or EPUB given to --from: read, or refused in one line"
+)
 @pytest.mark.parametrize("ending", [".png", ".html", ".pdf", ".epub"])
 def test_a_damaged_book_is_read_or_refused_in_one_line(result, record, tmp_path, ending):
     whole, random = sgm.WRITERS[ending](result, record, None), np.random.default_rng(0)
@@ -207,6 +211,9 @@ SCRIPTS = {
 }
 
 
+@pytest.mark.check(
+    "captions: eight scripts, emoji and tags have their letters, fit, and stand on their side"
+)
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_captions_have_the_letters_of_a_script_and_fit(script, capsys):
     text = SCRIPTS[script]
