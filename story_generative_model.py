@@ -1138,6 +1138,15 @@ class Prior(nn.Module):
         return F.cross_entropy(self(codes).mT, codes, reduction="none").sum(1)
 
     @torch.no_grad()
+    def init_from_codebook(self, vectors: Tensor) -> None:
+        """The codes' vectors (K, D) become their embeddings, where the widths agree: what is
+        learned of one code holds for its neighbours, most of which are seldom seen."""
+        if vectors.shape[1] == self.code.embedding_dim:
+            vectors = vectors / vectors.std()
+            self.code.weight[:-1].copy_(0.3 * vectors)
+            self.to_logits.weight.copy_(0.02 * vectors)
+
+    @torch.no_grad()
     def sample(self, count, generator, pinned=(), temperature=1.0, top_p=1.0) -> Tensor:
         """Draws `count` storyboards (count, S), slot by slot. `pinned` holds a code, which is kept,
         or None for each slot. The generator is on the CPU."""
@@ -2184,6 +2193,7 @@ class StoryModel(nn.Module):
             alone = torch.ones_like(tokens, dtype=torch.bool)
             vectors, _ = self.encoder.outputs(tokens, embeds, alone, first_slot)  # (K, 1, D)
             self.encoder.quantizer.start_from(vectors[:, 0].float(), uses)
+            self.prior.init_from_codebook(self.encoder.quantizer.codebook)
         else:
             self.encoder.quantizer.init_codebook(self.chunk_vectors(stories))
 
@@ -3257,18 +3267,21 @@ def measure_text(
 def measure_retrieval(
     model, stories: list[str], codes: Tensor, config: Config, among=64
 ) -> np.ndarray:
-    """Whether a story is the likeliest of `among` under its own storyboard, argmax of p_psi(s | z):
-    (N,) of 0 and 1. codes (N, S)."""
-    found, size = [], config.eval_batch_size
-    for place in progress_bar(range(len(stories)), desc="retrieval"):
-        start = place // among * among
+    """Whether, of the storyboards of `among` stories, its own makes a story likeliest: argmax of
+    p_psi(s | z) over z. (N,) of 0 and 1; codes (N, S)."""
+    found = []
+    for start in progress_bar(range(0, len(stories), among), desc="retrieval"):
         end = min(start + among, len(stories))
         first = max(0, end - among)  # the last group borrows candidates from the one before
-        if place == start:
-            groups = [model.tokenize(part) for part in batched(stories[first:end], size)]
-        soft = model.prompt_embeds(codes[[place]])
-        nll = [model.lm.nll(soft.expand(len(group[0]), -1, -1), *group) for group in groups]
-        found.append(float(torch.cat(nll).argmin() == place - first))
+        batches = [
+            model.tokenize(part) for part in batched(stories[first:end], config.eval_batch_size)
+        ]
+        nll = []
+        for soft in model.prompt_embeds(codes[first:end]).split(1):
+            parts = [model.lm.nll(soft.expand(len(part[0]), -1, -1), *part) for part in batches]
+            nll.append(torch.cat(parts))
+        likeliest = torch.stack(nll).argmin(0).tolist()  # of each story
+        found += [float(likeliest[i] == i) for i in range(start - first, end - first)]
     return np.array(found)
 
 

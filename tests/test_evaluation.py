@@ -61,17 +61,17 @@ def test_the_numbers_belong_together(evaluated):
 
 
 @torch.no_grad()
-def test_retrieval_finds_the_likeliest_of_its_group(measured):
-    """By hand, in groups of four: the last of the ten stories is looked for among the last four."""
+def test_retrieval_finds_the_storyboard_that_makes_a_story_likeliest(measured):
+    """By hand, in groups of four: the last of the ten stories looks among the last four's."""
     model, stories, text = measured
-    found = sgm.measure_retrieval(
-        model, stories, torch.from_numpy(text.codes), model.config, among=4
-    )
+    codes = torch.from_numpy(text.codes)
+    found = sgm.measure_retrieval(model, stories, codes, model.config, among=4)
+    assert len(found) == 10
     for number in range(10):
         first = min(number // 4 * 4, 6)
-        tokens, mask, cut = model.tokenize(stories[first : first + 4])
-        soft = model.prompt_embeds(torch.from_numpy(text.codes[[number]])).expand(4, -1, -1)
-        assert found[number] == (model.lm.nll(soft, tokens, mask, cut).argmin() == number - first)
+        tokens, mask, cut = model.tokenize([stories[number]] * 4)
+        nll = model.lm.nll(model.prompt_embeds(codes[first : first + 4]), tokens, mask, cut)
+        assert found[number] == (nll.argmin() == number - first)
 
 
 def test_none_is_the_plain_language_model(measured):
