@@ -415,7 +415,8 @@ def test_a_killed_stage_takes_the_steps_that_it_would_have_taken(tmp_path, monke
     train.main([*TINY, str(whole)])
     expected = losses_of(capsys.readouterr().out)
 
-    command = [sys.executable, "-c", EAGER.format(folders=sys.path[:2]), *TINY, str(killed)]
+    folders = [str(Path(module.__file__).parent) for module in (train, backbones)]
+    command = [sys.executable, "-c", EAGER.format(folders=folders), *TINY, str(killed)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if "step 3/" in line:
