@@ -213,12 +213,13 @@ def read_text(path: Path) -> str:
         encoding = "utf-16-be" if data.startswith(b"\0") else "utf-16-le"
     try:
         text = data.decode(encoding or "utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+    else:
         if "\0" in text:
             line = text[: text.index("\0")].count("\n") + 1
             raise DataError(f"{path}:{line} holds a NUL; remove it, or save the file as UTF-8.")
         return text
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
     place, text = f"{path}:{line}", data.decode("cp1252", "replace")
     foreign = sum(not letter.isascii() for letter in text)
     # Accents and quotation marks are few; where every other letter is foreign, it is no cp1252.
@@ -971,10 +972,9 @@ def build_folder(
     """
     files = find_stories(path)
     listed = sorted(itertools.chain(*files.values()))
-    kinds = {suffix for suffixes in FOLDER_SUFFIXES for suffix in suffixes}
-    beside = [one for one in sorted(path.rglob("[!.]*")) if one.suffix.lower() in kinds]
-    if left := [one for one in beside if one.is_file() and one not in listed]:
-        log(f"note: {len(left)} other texts or tables in {path} are left out, {left[0]} first")
+    others = sorted(set(filter(Path.is_file, texts_below(path))) - set(listed))
+    if others:
+        log(f"note: {len(others)} other texts or tables in {path} are left out, {others[0]} first")
     refuse_overlap({path, *(file.resolve().parent for file in listed)}, data_root)
     if listed[0].suffix == ".parquet":
         parquet = {split: list(map(str, found)) for split, found in files.items()}
@@ -1015,9 +1015,7 @@ def find_stories(path: Path) -> dict[str, list[Path]]:
         raise DataError(f"{path} does not exist; --source folder takes a folder or a table.")
     if path.is_file():
         return {"all": [path]}
-    suffixes = set(itertools.chain(*FOLDER_SUFFIXES))
-    known = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in suffixes]
-    if dangling := [file for file in known if file.is_symlink() and not file.exists()]:
+    if dangling := [one for one in texts_below(path) if one.is_symlink() and not one.exists()]:
         log(f"note: {len(dangling)} links lead nowhere and are left out, {dangling[0]} first")
     found = {}
     for split, names in SPLIT_NAMES.items():
@@ -1033,6 +1031,12 @@ def find_stories(path: Path) -> dict[str, list[Path]]:
             ".tsv, .jsonl or .parquet) or texts (.txt), or into train/ and val/ below it."
         )
     return {"all": files}
+
+
+def texts_below(folder: Path) -> list[Path]:
+    """Whatever has the name of a text or a table, links that lead nowhere among them."""
+    suffixes = set(itertools.chain(*FOLDER_SUFFIXES))
+    return [one for one in sorted(folder.rglob("[!.]*")) if one.suffix.lower() in suffixes]
 
 
 def story_files(folder: Path, pattern: str = "") -> list[Path]:

@@ -1140,7 +1140,8 @@ class Prior(nn.Module):
     @torch.no_grad()
     def init_from_codebook(self, vectors: Tensor) -> None:
         """The codes' vectors (K, D) become their embeddings, where the widths agree: what is
-        learned of one code holds for its neighbours, most of which are seldom seen."""
+        learned of one code holds for its neighbours, most of which are seldom seen. The first
+        logits stay small, so that the first prediction is all but uniform."""
         if vectors.shape[1] == self.code.embedding_dim:
             vectors = vectors / vectors.std()
             self.code.weight[:-1].copy_(0.3 * vectors)
@@ -1320,11 +1321,11 @@ def find_language_model(name: str) -> str:
     packaged = find_packaged_gguf() if name == SMOLLM2 else None
     path = packaged or Path(name)
     if path.suffix != ".gguf":
-        if is_lora(Path(resolve_model_path(name))):
-            problem = "is a LoRA adapter, not a model"
+        found = resolve_model_path(name)
+        if is_lora(Path(found)):
             way = f"give its base model, and --lm_adapter {name}"
-            raise StoryError(f"--lm_model {name} {problem}: {way}", 2)
-        return resolve_model_path(name)
+            raise StoryError(f"--lm_model {name} is a LoRA adapter, not a model: {way}", 2)
+        return found
     if not path.is_file():
         raise StoryError(f"--lm_model {name}: there is no such file")
     return str(unpack_gguf(path))
@@ -2578,12 +2579,12 @@ def split_sentences(story: str) -> list[str]:
     return [story[start:end] for start, end in pairwise([0, *ends, len(story)])]
 
 
-def cut_into_panels(model: StoryModel, story: str, panels: int) -> list[str]:
+def cut_into_panels(tokenizer, story: str, panels: int) -> list[str]:
     """The story in `panels` pieces of whole sentences, cut nearest to where equal chunks of its
     tokens end; in fewer if it has fewer sentences."""
     sentences = split_sentences(story)
     stripped = [sentence.strip() for sentence in sentences]
-    ids = [model.lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in stripped]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in stripped]
     ends = np.cumsum([len(row) for row in ids])  # tokens up to the end of each sentence
     panels = min(panels, len(sentences))
     cuts = [0]
@@ -2624,7 +2625,7 @@ def illustrate(
     configuration, its prompt and its seed."""
     pinned = parse_storyboard(config.storyboard, model.prior.num_codes)
     codes, stories = write_stories(model, config, prompts, seeds, pinned)
-    texts = [cut_into_panels(model, story, config.panels) for story in stories]
+    texts = [cut_into_panels(model.lm.tokenizer, story, config.panels) for story in stories]
     conditions, noise_seeds = [], []
     for parts, seed in zip(texts, seeds):
         conditions += cumulative_texts(parts)
@@ -3270,14 +3271,15 @@ def measure_retrieval(
     """Whether, of the storyboards of `among` stories, its own makes a story likeliest: argmax of
     p_psi(s | z) over z. (N,) of 0 and 1; codes (N, S)."""
     found = []
-    for start in progress_bar(range(0, len(stories), among), desc="retrieval"):
+    for start in range(0, len(stories), among):
         end = min(start + among, len(stories))
         first = max(0, end - among)  # the last group borrows candidates from the one before
         batches = [
             model.tokenize(part) for part in batched(stories[first:end], config.eval_batch_size)
         ]
         nll = []
-        for soft in model.prompt_embeds(codes[first:end]).split(1):
+        soft_prompts = model.prompt_embeds(codes[first:end]).split(1)
+        for soft in progress_bar(soft_prompts, desc="retrieval"):
             parts = [model.lm.nll(soft.expand(len(part[0]), -1, -1), *part) for part in batches]
             nll.append(torch.cat(parts))
         likeliest = torch.stack(nll).argmin(0).tolist()  # of each story

@@ -192,15 +192,16 @@ def test_sentences_of_other_scripts(story):
 
 @pytest.mark.parametrize("panels", range(1, 9))
 def test_panels_are_whole_sentences_in_order(model, panels):
-    parts = sgm.cut_into_panels(model, STORY, panels)
+    parts = sgm.cut_into_panels(model.lm.tokenizer, STORY, panels)
     assert len(parts) == min(panels, 6) and " ".join(parts) == STORY
     assert all(part[-1] in ".!?" for part in parts)
 
 
 def test_panels_end_nearest_to_where_equal_chunks_end(model):
     story = " ".join(["The fox ran in the red forest."] * 9)
-    assert [part.count("The fox") for part in sgm.cut_into_panels(model, story, 3)] == [3, 3, 3]
-    assert [part.count("The fox") for part in sgm.cut_into_panels(model, story, 8)].count(1) == 7
+    three, eight = (sgm.cut_into_panels(model.lm.tokenizer, story, count) for count in (3, 8))
+    assert [part.count("The fox") for part in three] == [3, 3, 3]
+    assert [part.count("The fox") for part in eight].count(1) == 7
 
 
 def test_each_panel_is_painted_from_the_story_so_far(write, diffusion, checkpoint):

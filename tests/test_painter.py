@@ -35,6 +35,7 @@ import things  # noqa: E402
 import torch  # noqa: E402
 import train  # noqa: E402
 import train_backbones as backbones  # noqa: E402
+import word_counts  # noqa: E402
 from figures import Shown  # noqa: E402
 from scenes import Illustrator, Scene, sample_scene  # noqa: E402
 from things import THINGS  # noqa: E402
@@ -304,7 +305,7 @@ def test_a_scene_of_a_text_shows_what_the_text_names(illustrator):
 def test_coverage_counts_marked_nouns(tmp_path, capsys):
     path = tmp_path / "lines.txt"
     path.write_text("A *fox* and its *secret* in the *forest*\nThe *rain*, a *fox*\n")
-    captions.print_coverage(path, tmp_path)
+    word_counts.print_coverage(path, tmp_path)
     shown, missed = capsys.readouterr().out.splitlines()
     assert shown == "0.800 of 5 nouns, 4 words, can be shown" and missed == "missed: secret:1"
 

@@ -18,7 +18,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -259,10 +258,10 @@ def hero_of(story: str) -> str:
 
 def open_books(shipped: Shipped, data_root: Path) -> list[tuple[str, list[str]]]:
     """(hero, parts) of the first stories that have a hero and a sentence for each panel."""
-    model = SimpleNamespace(lm=shipped.diffusion)  # cut_into_panels asks for its tokenizer alone
     books, count = [], shipped.run.scaled(BOOKS, 2)
     for story in (one.story for one in sgm.read_rows(str(data_root), "val")):
-        parts, hero = sgm.cut_into_panels(model, story, PANELS), hero_of(story)
+        parts = sgm.cut_into_panels(shipped.diffusion.tokenizer, story, PANELS)
+        hero = hero_of(story)
         if hero and len(parts) == PANELS:
             books.append((hero, parts))
         if len(books) == count:

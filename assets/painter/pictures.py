@@ -56,43 +56,38 @@ def draw_panels(count: int, first: int = 0) -> np.ndarray:
     )
 
 
-def pool(run: Run, name: str, count: int, draw) -> np.memmap:
-    """The first `count` pictures of a kind (count, 128, 128, 3) uint8, drawn once in parts:
-    draw(count, first).
-    """
-    path = run.work_dir / f"{name}.u8"
-    pictures = backbones.open_map(path, (count, PICTURE, PICTURE, 3), np.uint8)
-    marks = backbones.open_map(path.with_suffix(".marks"), (count,), np.uint8)
+def made_once(path: Path, shape: tuple, dtype, make) -> np.memmap:
+    """An array of `shape` in a file, of which make(count, first) gives the rows from `first` on;
+    a file of marks beside it says which are there."""
+    rows = backbones.open_map(path, shape, dtype)
+    done = backbones.open_map(path.with_suffix(".marks"), shape[:1], np.uint8)
     printed = time.monotonic()
-    for start in range(0, count, POOL_PART):
-        part = slice(start, min(start + POOL_PART, count))
-        if not marks[part].all():
-            pictures[part] = draw(part.stop - part.start, start)
-            marks[part] = 1
+    for start in range(0, len(rows), POOL_PART):
+        part = slice(start, min(start + POOL_PART, len(rows)))
+        if not done[part].all():
+            rows[part] = make(part.stop - part.start, start)
+            done[part] = 1
         if time.monotonic() - printed >= LOG_SECONDS:
             printed = time.monotonic()
-            print(f"[{name}] {part.stop}/{count} drawn", flush=True)
-    return pictures
+            print(f"[{path.name}] {part.stop}/{len(rows)} made", flush=True)
+    return rows
+
+
+def pool(run: Run, name: str, count: int, draw) -> np.memmap:
+    """The first `count` pictures of a kind (count, 128, 128, 3) uint8: draw(count, first)."""
+    path = run.work_dir / f"{name}.u8"
+    return made_once(path, (count, PICTURE, PICTURE, 3), np.uint8, draw)
 
 
 def latent_pool(run: Run, name: str, count: int, draw) -> np.memmap:
-    """Scaled latents (count, L, 32, 32) float16 of drawn pictures, each drawn and encoded once:
-    draw(count, first).
-    """
+    """Scaled latents (count, L, 32, 32) float16 of drawn pictures: draw(count, first)."""
     vae = backbones.load_vae(run)
-    path = run.work_dir / f"{name}_latents.f16"  # its marks are not those of the pictures
-    latents = backbones.open_map(path, (count, *LATENT_SHAPE), np.float16)
-    marks = backbones.open_map(path.with_suffix(".marks"), (count,), np.uint8)
-    printed = time.monotonic()
-    for start in range(0, count, POOL_PART):
-        part = slice(start, min(start + POOL_PART, count))
-        if not marks[part].all():
-            latents[part] = backbones.encode(run, vae, draw(part.stop - start, start)).cpu().numpy()
-            marks[part] = 1
-        if time.monotonic() - printed >= LOG_SECONDS:
-            printed = time.monotonic()
-            print(f"[{name}] {part.stop}/{count} encoded", flush=True)
-    return latents
+
+    def make(part: int, first: int) -> np.ndarray:
+        return backbones.encode(run, vae, draw(part, first)).cpu().numpy()
+
+    path = run.work_dir / f"{name}_latents.f16"
+    return made_once(path, (count, *LATENT_SHAPE), np.float16, make)
 
 
 def draw_story_panels(count: int, first: int = 0) -> np.ndarray:

@@ -435,19 +435,21 @@ def can_be_coloured(name: str) -> bool:
     return True
 
 
+RARE = 20  # stories; a thing that none names is drawn as one of so many
+
+
 @lru_cache
-def story_counts() -> dict[str, int]:
-    """How many of the training stories of data/tales name a thing (`captions.py --count`)."""
-    return json.loads((HERE / "story_counts.json").read_text())
+def drawing_weights() -> dict[str, float]:
+    """Of each thing, by the square root of how many training stories of data/tales name it
+    (`word_counts.py --count`)."""
+    counts = json.loads((HERE / "story_counts.json").read_text())
+    return {name: math.sqrt(RARE + count) for name, count in counts.items()}
 
 
 def choose(names: list[str], chance: random.Random) -> str:
-    """One of the things, those that stories name often more often: by the square root."""
-    counts = story_counts()
-    return chance.choices(names, [math.sqrt(RARE + counts[name]) for name in names])[0]
-
-
-RARE = 20  # stories; a thing that none names is drawn as one of so many
+    """One of the things, those that stories name often more often."""
+    weights = drawing_weights()
+    return chance.choices(names, [weights[name] for name in names])[0]
 
 
 def sample_shown(name: str, chance: random.Random, hero: bool) -> Shown:
