@@ -129,6 +129,11 @@ class Config:
     top_codes: int = FILES(24, "how many of the most used codes to show", "codebook", low=1)
     panels: int = SAMPLING(1, "pictures of a story, 1 to 8", low=1, high=8)
     redo: str = SAMPLING("", "with --from: number of the picture to paint anew, by --seed")
+    panel_text: str = SAMPLING(
+        "story",
+        "a panel is painted from the story up to it, or from the opening and its own part",
+        choices=("story", "part"),
+    )
     panel_consistency: str = SAMPLING(
         "off", "what the panels of a story share", choices=("off", "noise", "attention")
     )
@@ -2597,10 +2602,12 @@ def cut_into_panels(tokenizer, story: str, panels: int) -> list[str]:
     return ["".join(sentences[start:end]).strip() for start, end in pieces]
 
 
-def cumulative_texts(parts: list[str]) -> list[str]:
-    """What the painter reads for each panel: the story up to its part. It opens with the prompt and
-    says who it is about, where and when; its end is what there is to see."""
-    return [" ".join(parts[: number + 1]) for number in range(len(parts))]
+def panel_texts(parts: list[str], kind: str) -> list[str]:
+    """What the painter reads for each panel: the "story" up to it, or the story's first part, which
+    opens with the prompt and says who, where and when it is about, and the panel's own "part"."""
+    if kind == "story":
+        return [" ".join(parts[: number + 1]) for number in range(len(parts))]
+    return [parts[0], *(f"{parts[0]} {part}" for part in parts[1:])]
 
 
 @torch.no_grad()
@@ -2628,7 +2635,7 @@ def illustrate(
     texts = [cut_into_panels(model.lm.tokenizer, story, config.panels) for story in stories]
     conditions, noise_seeds = [], []
     for parts, seed in zip(texts, seeds):
-        conditions += cumulative_texts(parts)
+        conditions += panel_texts(parts, config.panel_text)
         step = 0 if config.panel_consistency == "noise" else 1
         noise_seeds += [seed + step * number for number in range(len(parts))]
     model.hold(model.diffusion)

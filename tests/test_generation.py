@@ -190,6 +190,11 @@ def test_sentences_of_other_scripts(story):
     assert sgm.trim_to_last_sentence(cut, "") == "".join(parts).rstrip()
 
 
+def test_a_panel_is_told_by_the_story_up_to_it_or_by_the_opening_and_its_part():
+    assert sgm.panel_texts(["A.", "B.", "C."], "story") == ["A.", "A. B.", "A. B. C."]
+    assert sgm.panel_texts(["A.", "B.", "C."], "part") == ["A.", "A. B.", "A. C."]
+
+
 @pytest.mark.parametrize("panels", range(1, 9))
 def test_panels_are_whole_sentences_in_order(model, panels):
     parts = sgm.cut_into_panels(model.lm.tokenizer, STORY, panels)

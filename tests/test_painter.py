@@ -5,6 +5,7 @@ composition, moods and colours run on a bare machine. People, places and hand-dr
 real ones."""
 
 import io
+import json
 import random
 import re
 import signal
@@ -22,6 +23,7 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "assets" / "painter"), str(ROOT / "assets" / "storyworld")]
 
+import books  # noqa: E402
 import captions  # noqa: E402
 import card  # noqa: E402
 import drawings  # noqa: E402
@@ -341,15 +343,33 @@ def test_a_named_thing_is_read_if_it_ranks_among_as_many():
     assert card.values_read(torch.eye(len(places.PLACES))[:2], "place", ["forest", None]) == [True]
 
 
-def test_a_hero_is_the_being_that_is_named_most_often():
-    assert card.hero_of("A fox met a dog. The dog had a ball, a ball and a ball.") == "dog"
-    assert card.hero_of("Nobody was there.") == ""
+def test_a_hero_is_the_first_being_that_is_named():
+    assert books.hero_of("In a house a fox met a dog. The dog had a ball.") == "fox"
+    assert books.hero_of("Nobody was there.") == ""
     shown = [[True, True, True], [True, False, True]]
     assert card.shown_shares(shown) == (5 / 6, 0.5, 0.5)
 
 
-def test_a_panel_is_told_by_the_first_part_and_its_own():
-    assert card.opening_texts(["A.", "B.", "C."]) == ["A.", "A. B.", "A. C."]
+def test_a_panel_shows_the_hero_and_its_own_part_where_the_story_is():
+    scene = books.panel_scene(
+        "fox", "One night a blue fox sat in the forest.", "She had a cake.", 0
+    )
+    assert [one.thing for one in scene.shown] == ["fox", "cake"]
+    assert (scene.place, scene.time, scene.shown[0].colour) == ("forest", "night", "blue")
+    moved = books.panel_scene("fox", "One night a fox sat in the forest.", "An owl is at sea.", 0)
+    assert [one.thing for one in moved.shown] == ["fox", "owl"] and moved.place == "sea"
+
+
+def test_tale_panels_are_of_stories_with_a_hero(tmp_path):
+    told = ["The cat saw a boat. The cat ran home. It was night.", "Nobody came.", "A dog sat."]
+    (tmp_path / "train").mkdir()
+    lines = "".join(json.dumps({"prompt": "A.", "story": story}) + "\n" for story in told)
+    (tmp_path / "train" / "stories.jsonl").write_text(lines)
+    tokenizer = lambda text, **_: {"input_ids": text.split()}  # noqa: E731
+    panels = books.tale_panels(tokenizer, str(tmp_path), "train", 9)
+    assert [scene.shown[0].thing for _, scene in panels] == ["cat", "dog"]
+    assert all(text in told[0] or text.startswith("The cat saw a boat.") for text, _ in panels[:1])
+    assert books.tale_panels(tokenizer, str(tmp_path), "train", 1) == panels[:1]
 
 
 def test_the_nearest_of_known_latents():

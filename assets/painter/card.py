@@ -14,7 +14,6 @@ import random
 import statistics
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +28,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "storyworld"), str(ROOT)]
 
 import reading  # noqa: E402
 import train_backbones as backbones  # noqa: E402
-from captions import Named, caption, scene_named, scene_of, things_in, tokens_of  # noqa: E402
+from books import hero_of, panel_scene  # noqa: E402
+from captions import Named, caption, scene_named, scene_of  # noqa: E402
 from pictures import REPORT, illustrator, scene_latents  # noqa: E402
 from scenes import Illustrator, Scene, sample_scene  # noqa: E402
 from things import KINDS, THINGS  # noqa: E402
@@ -88,14 +88,14 @@ The lines of `tests/benchmarks/open_prompts.txt`: what a line names and can be s
 ## Books
 
 {books} stories of the validation split in {panels} panels each, cut as `generate` does. The hero
-is the being that the story names most often. The painter reads the story up to the panel, as in
-`generate`, or its first part and the panel's own, which are nearer to captions in length.
+is the first being that the first part names. The painter reads the story's first part and the
+panel's own (`--panel_text part`).
 
-| the hero is shown | drawn | painted, story so far | painted, first and own part | target |
-|---|---|---|---|---|
+| the hero is shown | drawn | painted | target |
+|---|---|---|---|
 {stories}
 
-![Of each book: drawn; painted from the story so far; from first and own part](books.png)
+![Of each book its drawn panels above the painted ones](books.png)
 
 ## No copies
 
@@ -250,18 +250,12 @@ def prompt_rows(shipped: Shipped) -> list[str]:
 # --------------------------------------------------------------------------------------------------
 
 
-def hero_of(story: str) -> str:
-    """The being that a story names most often, the first of several; "" if it names none."""
-    found = [thing for _, thing in things_in(tokens_of(story)) if THINGS[thing].is_being]
-    return Counter(found).most_common(1)[0][0] if found else ""
-
-
 def open_books(shipped: Shipped, data_root: Path) -> list[tuple[str, list[str]]]:
-    """(hero, parts) of the first stories that have a hero and a sentence for each panel."""
+    """(hero, parts) of the first stories whose opening has a hero, with a sentence for each panel."""
     books, count = [], shipped.run.scaled(BOOKS, 2)
     for story in (one.story for one in sgm.read_rows(str(data_root), "val")):
         parts = sgm.cut_into_panels(shipped.diffusion.tokenizer, story, PANELS)
-        hero = hero_of(story)
+        hero = hero_of(parts[0])
         if hero and len(parts) == PANELS:
             books.append((hero, parts))
         if len(books) == count:
@@ -269,29 +263,16 @@ def open_books(shipped: Shipped, data_root: Path) -> list[tuple[str, list[str]]]
     return books
 
 
-def opening_texts(parts: list[str]) -> list[str]:
-    """For each panel the first part, which mostly names the hero, and its own."""
-    return [parts[0], *(f"{parts[0]} {part}" for part in parts[1:])]
-
-
-def panel_scene(hero: str, text: str, seed: int) -> Scene:
-    """A scene of the hero and of what a panel's text names."""
-    named = scene_of(text)
-    others = tuple(thing for thing in named.things if thing != hero)
-    return scene_named(replace(named, things=(hero, *others)), seed)
-
-
 def book_rows(shipped: Shipped, data_root: Path) -> list[str]:
     """Is a story's hero shown in its panels, in neighbouring ones, in all? Writes books.png: of
-    each book drawn panels, and painted ones of either text."""
+    each book its drawn panels, and the painted ones."""
     books = open_books(shipped, data_root)
-    told = [(hero, part) for hero, parts in books for part in parts]
-    scenes = [panel_scene(hero, part, seed) for seed, (hero, part) in enumerate(told)]
-    strips = [shipped.draw(scenes)]
-    for texts_of in (sgm.cumulative_texts, opening_texts):
-        strips.append(shipped.paint([text for _, parts in books for text in texts_of(parts)]))
+    told = [(hero, parts[0], part) for hero, parts in books for part in parts]
+    scenes = [panel_scene(*panel, seed) for seed, panel in enumerate(told)]
+    texts = [text for _, parts in books for text in sgm.panel_texts(parts, "part")]
+    strips = [shipped.draw(scenes), shipped.paint(texts)]
     write_sheet(shipped.run.output_dir / "books.png", *strips)
-    number = torch.tensor([reading.THING_NAMES.index(hero) for hero, _ in told])[:, None]
+    number = torch.tensor([reading.THING_NAMES.index(hero) for hero, *_ in told])[:, None]
     columns = []
     for pictures in strips:
         logits = shipped.read(pictures)["things"].gather(1, number)  # (N, 1)

@@ -11,7 +11,7 @@ storyworld. The run is seeded, and a killed one goes on from its last checkpoint
 Stage   makes                               from
 vae     output_dir/diffusion/vae            scenes, panels
 text    work_dir/text_encoder               captions, stories
-unet    output_dir/diffusion (a pipeline)   captions, scenes, panels, vae, text
+unet    output_dir/diffusion (a pipeline)   captions, scenes, tales, panels, vae, text
 reader  output_dir/reader.safetensors       scenes, vae
 card    output_dir/card.md and sheets       all of the above, on held-out captions, lines, stories
 costs   (printed, when asked for)           the UNet's shape
@@ -36,6 +36,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "storyworld")]
 import reading  # noqa: E402
 import train_backbones as backbones  # noqa: E402  (loop, checkpoints and losses)
 import world  # noqa: E402
+from books import tale_latents, tale_panels  # noqa: E402
 from captions import caption  # noqa: E402
 from card import write_card  # noqa: E402
 from pictures import (  # noqa: E402
@@ -263,7 +264,9 @@ def train_text(run: Run) -> None:
 # UNet
 #
 # Text encoder and UNet, trained as one to predict the noise in the latents of a picture from its
-# text; the storyworld's loss and weights. Every picture is drawn and encoded once.
+# text; the storyworld's loss and weights. Every picture is drawn and encoded once. Its texts are
+# captions of drawn scenes, panels of real stories with the scenes that they ask for, and panels of
+# the storyworld.
 # --------------------------------------------------------------------------------------------------
 
 UNET_SHAPE = dict(
@@ -280,9 +283,11 @@ UNET_SHAPE = dict(
     norm_num_groups=16,
 )
 UNET_STORIES = 500
+UNET_TALES = 8000  # real stories, a panel of each
+TALE_SHARE = 0.35  # of them in every batch
 UNET_BATCH = 32
 UNET_RECIPE = Recipe(
-    steps=40_000, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.999
+    steps=12_000, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.999
 )
 UNET_CHECK = 64
 # Settled by `--stages costs`: most of a UNet's cost is its first level, at 32 x 32, so that level
@@ -325,7 +330,7 @@ def load_text(run: Run):
     return tokenizer, CLIPTextModel.from_pretrained(run.work_dir / "text_encoder")
 
 
-def train_unet(run: Run) -> None:
+def train_unet(run: Run, data_root: Path) -> None:
     """Stage unet: the pipeline goes to output_dir/diffusion."""
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
@@ -334,12 +339,18 @@ def train_unet(run: Run) -> None:
     panels = latent_pool(run, "panels", beats * run.scaled(UNET_STORIES, 4), draw_story_panels)
     stories = [world.write_story(i) for i in range(len(panels) // beats)]
     tokenizer, text_encoder = load_text(run)
+    told = tale_panels(tokenizer, str(data_root), "train", run.scaled(UNET_TALES, 4))
+    tales = tale_latents(run, told)
     scheduler = DDPMScheduler(**backbones.NOISE_SCHEDULE)
     torch.manual_seed(seed_of(run.seed, "painter unet"))
     painter = backbones.Painter(text_encoder, UNet2DConditionModel(**UNET_SHAPE)).to(run.device)
 
     def example(rng: random.Random) -> tuple[np.ndarray, str]:
-        if rng.random() < PANEL_SHARE:
+        kind = rng.random()
+        if kind < TALE_SHARE:
+            index = rng.randrange(len(told))
+            return tales[index], told[index][0]
+        if kind < TALE_SHARE + PANEL_SHARE:
             story = rng.randrange(len(stories))
             text, beat = backbones.panel_text(stories[story], rng)
             return panels[story * beats + beat], text
@@ -438,11 +449,14 @@ REPEATED = ("card", "costs")  # they measure: a finished one is no reason not to
 def main(argv: list[str] | None = None) -> None:
     usual = [stage for stage in STAGES if stage != "costs"]
     parser = backbones.stage_parser("Train the painter of open scenes.", STAGES, usual, HERE)
-    data = "the stories of the card's books, as download_data.py makes them"
+    data = "real stories: the UNet learns from train, the card's books are from val"
     parser.add_argument("--data_root", type=Path, default=Path("data/tales"), help=data)
     arguments = parser.parse_args(argv)
     backbones.quiet_libraries()
-    stages = STAGES | {"card": partial(write_card, data_root=arguments.data_root)}
+    read = {"unet": train_unet, "card": write_card}  # the stages that read stories
+    stages = STAGES | {
+        name: partial(stage, data_root=arguments.data_root) for name, stage in read.items()
+    }
     backbones.run_stages(backbones.run_of(arguments), stages, arguments.stages, REPEATED)
 
 
