@@ -952,12 +952,10 @@ class StoryboardEncoder(nn.Module):
         # how much the text NLL depends on each slot, relative to the largest; weighs the rate
         self.register_buffer("slot_fisher", torch.ones(NUM_SLOTS))
         self.pending: list[tuple[Tensor, Tensor]] = []  # outputs and codes for the next update
-        self.init_from_embeddings(rows)
 
     @torch.no_grad()
-    def init_from_embeddings(self, rows: Tensor) -> None:
-        """Outputs are embeddings in the principal directions of these rows (N, E)."""
-        directions, deviations = principal_directions(rows)
+    def init_from_directions(self, directions: Tensor, deviations: Tensor) -> None:
+        """Outputs are embeddings in these principal directions, in units of these deviations."""
         whiten = torch.diag(self.embed_std / deviations)  # frequent words lie no further apart
         for weight, init in ((self.from_embeds.weight, directions), (self.to_code.weight, whiten)):
             shared = tuple(slice(min(sizes)) for sizes in zip(weight.shape, init.shape))
@@ -2005,12 +2003,10 @@ class SoftPrompt(nn.Module):
         nn.init.normal_(self.mlp_out.weight, std=0.001)
         nn.init.zeros_(self.mlp_out.bias)
         self.constant = nn.Parameter(torch.zeros(NUM_SLOTS * self.per_slot, width))  # (P, E)
-        self.init_from_embeddings(rows)
 
     @torch.no_grad()
-    def init_from_embeddings(self, rows: Tensor) -> None:
-        """The inverse of the encoder's start, in the principal directions of these rows (N, E)."""
-        directions, deviations = principal_directions(rows)
+    def init_from_directions(self, directions: Tensor, deviations: Tensor) -> None:
+        """The inverse of the encoder's start."""
         inverse = directions * deviations[:, None] / self.embed_std
         inverse = inverse[: self.linear.in_features].T.repeat(self.per_slot, 1)  # (P / S * E, D)
         self.linear.weight.zero_()[:, : inverse.shape[1]] = inverse
@@ -2054,15 +2050,20 @@ def free_memory() -> None:
 
 
 class StoryModel(nn.Module):
-    """All that is trained, and the frozen backbones as plain attributes."""
+    """All that is trained, and the frozen backbones as plain attributes. Without `initialize`, the
+    trained parts are for a checkpoint to fill."""
 
-    def __init__(self, config: Config, lm: LanguageModel, diffusion: LatentDiffusion | None):
+    def __init__(
+        self,
+        config: Config,
+        lm: LanguageModel,
+        diffusion: LatentDiffusion | None,
+        initialize: bool = True,
+    ):
         super().__init__()
         self.config = config
-        self.backbones = (
-            lm,
-            diffusion,
-        )  # a tuple: not registered, saved, moved or set to train mode
+        # a tuple: not registered, saved, moved or set to train mode
+        self.backbones = (lm, diffusion)
         if diffusion:
             diffusion.check_steps(config.num_inference_steps)
         room = lm.context - lm.prefix_length(NUM_SLOTS * config.soft_tokens_per_slot)
@@ -2071,6 +2072,14 @@ class StoryModel(nn.Module):
         self.encoder = StoryboardEncoder(config, rows, self.max_tokens)
         self.prior = Prior(config)
         self.soft_prompt = SoftPrompt(config, rows)
+        if initialize:
+            self.init_from_embeddings(rows)
+
+    def init_from_embeddings(self, rows: Tensor) -> None:
+        """Encoder and soft prompt start in the principal directions of these rows (N, E)."""
+        directions, deviations = principal_directions(rows)
+        self.encoder.init_from_directions(directions, deviations)
+        self.soft_prompt.init_from_directions(directions, deviations)
 
     @property
     def lm(self) -> LanguageModel:
@@ -2182,8 +2191,7 @@ class StoryModel(nn.Module):
         self.code_words_start = encoder.init_words(ids, self.lm.whole_words(ids))  # words, uses
         words = self.code_words_start[0].to(self.lm.device)
         rows = self.lm.embedding_rows()[words].float()  # (K, E)
-        encoder.init_from_embeddings(rows)
-        soft_prompt.init_from_embeddings(rows)
+        self.init_from_embeddings(rows)
         mean = rows.mean(0)  # (E,)
         projection = encoder.to_code.weight @ encoder.from_embeds.weight  # (D, E)
         encoder.to_code.bias.copy_(-(projection @ mean) / encoder.embed_std)
@@ -2456,7 +2464,7 @@ def load_model(checkpoint: dict, config: Config, device, dtype, paints: bool = T
         diffusion.release()
         free_memory()
     lm = load_language_model(config, device, dtype)
-    model = StoryModel(config, lm, diffusion).to(device)
+    model = StoryModel(config, lm, diffusion, initialize=False).to(device)
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as error:

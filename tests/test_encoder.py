@@ -69,7 +69,8 @@ def test_at_the_start_the_layers_pass_their_input_on_and_the_soft_prompt_leads_b
 ):
     """With as many directions as the embedding has, the way there and back is the identity."""
     config, rows = make_config(code_dim=16), lm.embed.weight
-    encoder, soft_prompt = sgm.StoryboardEncoder(config, rows, 55), sgm.SoftPrompt(config, rows)
+    whole = sgm.StoryModel(config, lm, None)
+    encoder, soft_prompt = whole.encoder, whole.soft_prompt
     tokens, mask = torch.arange(5, 25)[None], torch.ones(1, 20, dtype=torch.bool)
     own, salience = encoder.outputs(tokens, rows[tokens], mask, torch.zeros_like(tokens))
     torch.testing.assert_close(
