@@ -2256,19 +2256,6 @@ def find_checkpoint(name: str) -> Path:
 
 
 EXPORTED = ["model.safetensors", "config.json", "README.md"]
-MODEL_CARD = """---
-library_name: storydiffusion
-tags: [story-generation, vector-quantization]
-base_model: {bases}
----
-# A storyboard of StoryDiffusion
-
-The trained part of a StoryDiffusion model after {step} steps: storyboard encoder, codebook of
-{codes} codes, prior and soft prompt. The language model ({lm}) and the latent
-diffusion ({diffusion}) that it was trained with are frozen and not in here.
-
-    python story_generative_model.py generate --ckpt {name} --prompt "The red fox"
-"""
 
 
 def export(config: Config, checkpoint: dict) -> Path:
@@ -2281,15 +2268,16 @@ def export(config: Config, checkpoint: dict) -> Path:
     models = {name: getattr(config, name) for name in ("lm_model", "lm_adapter", "diffusion_model")}
     trained = dataclasses.replace(checkpoint["config"], **models)  # which may have moved
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint["model"].items()}
-    save_file(tensors, folder / EXPORTED[0])
-    settings = {key: checkpoint[key] for key in ("step", "backbones")}
-    settings = dict(config=dataclasses.asdict(trained), **settings)
-    (folder / EXPORTED[1]).write_text(json.dumps(settings, indent=2) + "\n")
+    weights, settings, card = (folder / name for name in EXPORTED)
+    save_file(tensors, weights)
+    facts = {key: checkpoint[key] for key in ("step", "backbones")}
+    facts = dict(config=dataclasses.asdict(trained), **facts)
+    settings.write_text(json.dumps(facts, indent=2) + "\n")
     models = dict(lm=trained.lm_model, diffusion=trained.diffusion_model)
     on_hub = [name for name in models.values() if not Path(resolve_model_path(name)).is_dir()]
     facts = dict(step=checkpoint["step"], codes=trained.num_codes, bases=json.dumps(on_hub))
-    name = config.push_to_hub or str(folder)
-    (folder / EXPORTED[2]).write_text(MODEL_CARD.format(**models, **facts, name=name), "utf-8")
+    facts |= models | {"name": config.push_to_hub or folder}
+    card.write_text(render_template("model_card.md", **facts) + "\n", "utf-8")
     print(folder)
     if config.push_to_hub:
         push_folder(folder, config.push_to_hub)
@@ -3005,11 +2993,12 @@ def title_of(result: IllustratedStory) -> str:
 
 
 def render_template(name: str, **values) -> str:
-    """A page of assets/templates; jinja2 escapes the values."""
+    """A page of assets/templates; jinja2 escapes the values in markup."""
     import jinja2
 
     loader = jinja2.FileSystemLoader(ROOT / "assets" / "templates")
-    return jinja2.Environment(loader=loader, autoescape=True).get_template(name).render(values)
+    markup = jinja2.select_autoescape(("html", "xhtml", "xml", "opf"))
+    return jinja2.Environment(loader=loader, autoescape=markup).get_template(name).render(values)
 
 
 def as_html(result: IllustratedStory, record: dict, original: dict | None) -> bytes:
@@ -3136,19 +3125,15 @@ def measure_text(
 
 
 @torch.no_grad()
-def measure_retrieval(
-    model, stories: list[str], codes: Tensor, config: Config, among=64
-) -> np.ndarray:
+def measure_retrieval(model, stories: list[str], codes: Tensor, config: Config, among=64):
     """Whether, of the storyboards of `among` stories, its own makes a story likeliest: argmax of
     p_psi(s | z) over z. (N,) of 0 and 1; codes (N, S)."""
     found = []
     for start in range(0, len(stories), among):
         end = min(start + among, len(stories))
         first = max(0, end - among)  # the last group borrows candidates from the one before
-        batches = [
-            model.tokenize(part) for part in batched(stories[first:end], config.eval_batch_size)
-        ]
-        nll = []
+        parts = batched(stories[first:end], config.eval_batch_size)
+        batches, nll = [model.tokenize(part) for part in parts], []
         soft_prompts = model.prompt_embeds(codes[first:end]).split(1)
         for soft in progress_bar(soft_prompts, desc="retrieval"):
             parts = [model.lm.nll(soft.expand(len(part[0]), -1, -1), *part) for part in batches]
@@ -3163,21 +3148,18 @@ TIGHT_NEIGHBORS = 1024
 
 
 @torch.no_grad()
-def measure_tight_bound(
-    model: StoryModel, stories: list[str], codes: Tensor, config: Config
-) -> dict:
+def measure_tight_bound(model: StoryModel, stories: list, codes: Tensor, config: Config) -> dict:
     """elbo_tight (N,): log of the sum of p(s, z) over the storyboard and its one-slot neighbours,
     the likeliest TIGHT_NEIGHBORS of them by the prior if there are more. A bound on log p(s) that
     is never looser than one storyboard's. NaN beyond the first TIGHT_STORIES. codes (N, S)."""
     bounds = np.full(len(stories), np.nan)
     for place in progress_bar(range(min(len(stories), TIGHT_STORIES)), desc="tight bound"):
-        boards = torch.cat(
-            [codes[[place]], one_slot_neighbors(codes[place], model.prior.num_codes)]
-        )
+        neighbors = one_slot_neighbors(codes[place], model.prior.num_codes)
+        boards = torch.cat([codes[[place]], neighbors])
         parts = boards.split(config.eval_batch_size)
         latent_nll = torch.cat([model.prior.nll(part) for part in parts])
         latent_nll[1:], order = latent_nll[1:].sort()
-        boards = torch.cat([boards[:1], boards[1:][order]])[: 1 + TIGHT_NEIGHBORS]
+        boards = torch.cat([boards[:1], neighbors[order]])[: 1 + TIGHT_NEIGHBORS]
         story, nll = model.tokenize([stories[place]]), []
         for part in boards.split(config.eval_batch_size):
             expanded = (x.expand(len(part), *x.shape[1:]) for x in story)
@@ -3188,8 +3170,7 @@ def measure_tight_bound(
 
 
 def one_slot_neighbors(codes: Tensor, num_codes: int) -> Tensor:
-    """A storyboard (S,) -> the S (K - 1) storyboards (S (K - 1), S) that differ from it in one
-    slot."""
+    """A storyboard (S,) -> those that differ from it in one slot, (S (K - 1), S)."""
     neighbors = codes.repeat(NUM_SLOTS, num_codes, 1)  # (S, K, S)
     slots, every = torch.arange(NUM_SLOTS), torch.arange(num_codes, device=codes.device)
     neighbors[slots, :, slots] = every
@@ -3200,7 +3181,7 @@ def one_slot_neighbors(codes: Tensor, num_codes: int) -> Tensor:
 def measure_images(model: StoryModel, rows: list[Row], folder: Path, config: Config) -> dict:
     """diffusion_nll.KIND (N,): the denoising error of one panel of each story with its own text,
     and with another story's, on common noise; NaN for a story without a picture."""
-    errors = {"true": np.full(len(rows), np.nan), "shuffled_story": np.full(len(rows), np.nan)}
+    errors = {kind: np.full(len(rows), np.nan) for kind in ("true", "shuffled_story")}
     pictured = [place for place, row in enumerate(rows) if row.pictured]
     if not pictured:
         log("no story has a picture: the diffusion NLL is left out")
@@ -3293,8 +3274,7 @@ def measure_edits(model: StoryModel, rows: list[Row], codes: Tensor, config: Con
 
 
 def changed_positions(before: list[int], after: list[int]) -> list[int]:
-    """A position in `before` for each token that is replaced, deleted or inserted on the way to
-    `after`."""
+    """A position in `before` for each token replaced, deleted or inserted to make `after`."""
     positions = []
     matcher = SequenceMatcher(None, before, after, autojunk=False)
     for kind, start, end, first, last in matcher.get_opcodes():
@@ -3426,12 +3406,11 @@ def evaluate(config: Config, checkpoint: dict) -> dict:
         raise StoryError(f"--output {config.output} must be in a folder that exists", 2)
     rows = list(read_rows(config.data_root, config.split, config.max_val_samples))
     folder = Path(config.data_root) / config.split
-    device, dtype = pick_device()
-    model = load_model(checkpoint, config, device, dtype)
+    model = load_model(checkpoint, config, *pick_device())
     stories = [row.story for row in rows]
     kinds = ("true", "shuffled", "prior", "constant", "none")
     text = measure_text(model, stories, config, kinds)
-    codes = torch.from_numpy(text.codes).to(device)
+    codes = torch.from_numpy(text.codes).to(model.lm.device)
     others = measure_tight_bound(model, stories, codes, config)
     others |= {"retrieval_at_64": measure_retrieval(model, stories, codes, config)}
     others |= measure_continuations(model, rows, config) | measure_edits(model, rows, codes, config)
@@ -3488,9 +3467,7 @@ def explain_codes(model: StoryModel, rows: list[Row], config: Config) -> list[Co
     codes = model.encode_stories([row.story for row in rows]).cpu().numpy()  # (N, S)
     words = [chunk_words(model, row.story) for row in rows]
     factors = [{f"{name} {value}" for name, value in row.factors.items()} for row in rows]
-    word_shares = []
-    for slot in range(NUM_SLOTS):
-        word_shares.append(document_frequencies([story[slot] for story in words]))
+    word_shares = [document_frequencies(slot) for slot in zip(*words)]  # of each slot
     factor_shares, meanings = document_frequencies(factors), []
     for code, count in Counter(codes.flatten().tolist()).most_common(config.top_codes):
         places = np.argwhere(codes == code).tolist()  # [story, slot]
@@ -3506,7 +3483,7 @@ def explain_codes(model: StoryModel, rows: list[Row], config: Config) -> list[Co
     return meanings
 
 
-def document_frequencies(sets: list[set[str]]) -> dict[str, float]:
+def document_frequencies(sets: Sequence[set[str]]) -> dict[str, float]:
     """In which share of the sets each term is."""
     counts = Counter(term for one in sets for term in one)
     return {term: count / len(sets) for term, count in counts.items()}
@@ -3572,20 +3549,15 @@ def make_optimizer(model: StoryModel, config: Config) -> torch.optim.Optimizer:
     """AdamW on all that is trained. Prior and soft prompt have learning rates of their own. The
     constant prompt's is scaled by what one step of AdamW moves the map's output, a sum over D
     numbers at the scale of the embeddings, so that the baseline learns as fast as the map."""
-    soft_prompt = model.soft_prompt
-    soft_rate = config.learning_rate * config.soft_prompt_lr_scale
-    constant_scale = soft_prompt.embed_std * config.code_dim
+    soft_prompt, decay = model.soft_prompt, config.adam_weight_decay
+    rate = config.learning_rate * config.soft_prompt_lr_scale
+    scale = soft_prompt.embed_std * config.code_dim
     maps = [p for p in soft_prompt.parameters() if p is not soft_prompt.constant]
-    decay = config.adam_weight_decay
     groups = [
         dict(params=list(model.encoder.parameters())),
         dict(params=list(model.prior.parameters()), lr=config.prior_learning_rate),
-        dict(params=maps, lr=soft_rate),
-        dict(
-            params=[soft_prompt.constant],
-            lr=soft_rate * constant_scale,
-            weight_decay=decay / constant_scale,
-        ),
+        dict(params=maps, lr=rate),
+        dict(params=[soft_prompt.constant], lr=rate * scale, weight_decay=decay / scale),
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=decay)
 
@@ -3617,9 +3589,8 @@ FISHER_STORIES = 128
 
 
 def finetune_prior(model: StoryModel, stories, config: Config, batch: int = PRIOR_BATCH) -> None:
-    """The end of a training, the same on every process. The rate is weighed by each slot's Fisher
-    information, and the prior, which lagged behind codes that moved, is fitted to the final codes,
-    in rounds, since they depend on the prior in turn."""
+    """The end of a training, the same on every process: the rate is weighed by each slot's Fisher
+    information, and the prior is fitted to the final codes, in rounds, since they depend on it."""
     model.estimate_slot_fisher(stories[:FISHER_STORIES])
     steps = min(config.prior_steps, PRIOR_EPOCHS * len(stories) // batch)
     for _ in range(PRIOR_ROUNDS):
@@ -3628,9 +3599,8 @@ def finetune_prior(model: StoryModel, stories, config: Config, batch: int = PRIO
 
 def fit_prior(model: StoryModel, codes: Tensor, steps: int, config: Config, batch: int) -> None:
     """Trains the prior alone, on storyboards (N, S)."""
-    optimizer = torch.optim.AdamW(
-        model.prior.parameters(), config.prior_learning_rate, weight_decay=config.adam_weight_decay
-    )
+    rate, decay = config.prior_learning_rate, config.adam_weight_decay
+    optimizer = torch.optim.AdamW(model.prior.parameters(), rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, max(1, steps))
     for step in progress_bar(range(steps), desc="prior"):
         generator = make_generator(config.seed, Stream.PRIOR_FIT, step)
@@ -3650,9 +3620,9 @@ class Trainer:
         from diffusers.optimization import get_scheduler
 
         self.config, self.folder = config, Path(config.output_dir)
-        sizes, skip_bad = (config.max_train_samples, config.max_val_samples), config.skip_bad_rows
-        self.rows = read_rows(config.data_root, "train", sizes[0], skip_bad)
-        self.held_out = list(read_rows(config.data_root, "val", sizes[1], skip_bad))
+        root, skip_bad = config.data_root, config.skip_bad_rows
+        self.rows = read_rows(root, "train", config.max_train_samples, skip_bad)
+        self.held_out = list(read_rows(root, "val", config.max_val_samples, skip_bad))
         self.data = dict(stories=len(self.rows), sha256=self.rows.digest)
         device, dtype = pick_device()
         self.accelerator = Accelerator(
@@ -3660,9 +3630,9 @@ class Trainer:
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )  # the prior has no gradient before the codebook is initialised
-        if self.accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
-            other = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-            other += f"={self.accelerator.gradient_accumulation_steps}"
+        accumulated = self.accelerator.gradient_accumulation_steps
+        if accumulated != config.gradient_accumulation_steps:
+            other = f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={accumulated}"
             given = f"--gradient_accumulation_steps {config.gradient_accumulation_steps}"
             raise StoryError(f"{other} in the environment, {given} here: make them one number", 2)
         device, checkpointing = self.accelerator.device, config.gradient_checkpointing
@@ -3670,8 +3640,7 @@ class Trainer:
         lm = load_language_model(config, device, dtype, checkpointing)
         diffusion = LatentDiffusion(config.diffusion_model, device, dtype, checkpointing)
         self.model = StoryModel(config, lm, diffusion)
-        checked = self.rows[:CHECKED_ROWS]
-        self.model.init_encoder([row.story for row in checked])
+        self.model.init_encoder([row.story for row in self.rows[:CHECKED_ROWS]])
         optimizer = make_optimizer(self.model, config)
         steps = dict(num_warmup_steps=config.lr_warmup_steps)
         steps |= dict(num_training_steps=config.max_train_steps)
@@ -3693,8 +3662,7 @@ class Trainer:
 
     @property
     def stories_per_step(self) -> int:
-        config = self.config
-        batch = config.train_batch_size * config.gradient_accumulation_steps
+        batch = self.config.train_batch_size * self.config.gradient_accumulation_steps
         return batch * self.accelerator.num_processes
 
     def sample_stories(self, count: int) -> list[str]:
@@ -3729,22 +3697,14 @@ class Trainer:
 
     def loader(self) -> DataLoader:
         """Endless batches from the run's position in the stream on."""
-        config, model = self.config, self.model
-        batches = StoryBatches(
-            len(self.rows),
-            config.train_batch_size,
-            self.diffusion_stories,
-            config.seed,
-            self.position,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            self.diffusion_every,
-        )
-        folder, resolution = Path(config.data_root) / "train", model.diffusion.resolution
-        limits = (model.max_tokens, resolution, config.seed)
+        config, model, folder = self.config, self.model, Path(self.config.data_root) / "train"
+        limits = (model.max_tokens, model.diffusion.resolution, config.seed)
+        sizes = (len(self.rows), config.train_batch_size, self.diffusion_stories)
+        stream = dict(seed=config.seed, position=self.position, every=self.diffusion_every)
+        stream |= dict(rank=self.accelerator.process_index, ranks=self.accelerator.num_processes)
         return DataLoader(
             StoryDataset(self.rows, folder, model.lm.tokenizer, *limits),
-            batch_sampler=batches,
+            batch_sampler=StoryBatches(*sizes, **stream),
             collate_fn=partial(collate, max_tokens=model.max_tokens),
             num_workers=config.dataloader_num_workers,
             worker_init_fn=ignore_signals,
@@ -3796,10 +3756,9 @@ class Trainer:
             if done or self.step % config.checkpointing_steps == 0 or stopped:
                 self.save()
             if stopped:
-                name = signal.Signals(stopped).name
+                message = f"stopped by {signal.Signals(stopped).name} after step {self.step}"
                 resume = "go on with --resume_from_checkpoint latest"
-                message = f"stopped by {name} after step {self.step}; {resume}"
-                raise StoryError(message, 128 + stopped)
+                raise StoryError(f"{message}; {resume}", 128 + stopped)
             if done or self.step % config.validation_steps == 0:
                 self.validate()
             if done:
@@ -3832,8 +3791,7 @@ class Trainer:
         raise StoryError(f"{message} {cause}")
 
     def noise_generator(self) -> torch.Generator:
-        """Noise of the diffusion NLL: a function of the step, so that a resumed run draws the
-        same."""
+        """Noise of the diffusion NLL, a function of the step: a resumed run draws the same."""
         micro_step = self.micro_step % self.config.gradient_accumulation_steps
         key = (self.step, micro_step, self.accelerator.process_index)
         return make_generator(self.config.seed, Stream.DIFFUSION_NOISE, *key)
@@ -3844,24 +3802,23 @@ class Trainer:
         if not self.writer:
             return
         (step, started), now = self.clock, time.monotonic()
-        codes_used, code_perplexity = self.model.encoder.quantizer.usage()
+        codes_used, perplexity = self.model.encoder.quantizer.usage()
         stories = (self.step - step) * self.stories_per_step
-        self.add_scalars(
-            {
-                "elbo/text_nll": means.text_nll,
-                "elbo/latent_nll": means.latent_nll,
-                "elbo/commitment": means.commitment,
-                "elbo/diffusion_nll": means.diffusion_nll,
-                "elbo/loss": means.total,
-                "storyboard/constant_minus_true": means.constant_nll - means.text_nll,
-                "storyboard/codes_used": codes_used,
-                "storyboard/perplexity": code_perplexity,
-                "storyboard/vote_share": means.vote_share,
-                "optim/learning_rate": self.schedule.get_last_lr()[0],
-                "optim/grad_norm": self.grad_norm,
-                "speed/stories_per_second": stories / (now - started),
-            }
-        )
+        points = {
+            "elbo/text_nll": means.text_nll,
+            "elbo/latent_nll": means.latent_nll,
+            "elbo/commitment": means.commitment,
+            "elbo/diffusion_nll": means.diffusion_nll,
+            "elbo/loss": means.total,
+            "storyboard/constant_minus_true": means.constant_nll - means.text_nll,
+            "storyboard/codes_used": codes_used,
+            "storyboard/perplexity": perplexity,
+            "storyboard/vote_share": means.vote_share,
+            "optim/learning_rate": self.schedule.get_last_lr()[0],
+            "optim/grad_norm": self.grad_norm,
+            "speed/stories_per_second": stories / (now - started),
+        }
+        self.add_scalars(points)
         postfix = dict(text_nll=means.text_nll, latent_nll=means.latent_nll)
         progress.set_postfix({name: f"{value:.1f}" for name, value in postfix.items()})
         self.clock = (self.step, now)
@@ -3879,21 +3836,19 @@ class Trainer:
             self.model.eval()
             text = measure_text(self.model, [row.story for row in self.held_out], self.config)
             nll = {kind: float(values.mean()) for kind, values in text.text_nll.items()}
-            latent_nll, bit = float(text.latent_nll.mean()), math.log(2)
-            points = {f"valid/text_nll_{kind}": value for kind, value in nll.items()}
-            points |= {
-                "valid/latent_nll": latent_nll,
-                "valid/bits_returned": (nll["constant"] - nll["true"]) / bit,
-                "valid/bits_spent": latent_nll / bit,
-                "valid/efficiency": (nll["constant"] - nll["true"]) / latent_nll,
-                "valid/vote_share": float(text.vote_share.mean()),
-                "valid/codes_used": float(len(np.unique(text.codes))),
-                "valid/perplexity": code_perplexity(text.codes, self.config.num_codes),
-            }
-            self.add_scalars(points)
-            figures = [
-                f"{name.removeprefix('valid/')} {value:.2f}" for name, value in points.items()
-            ]
+            returned, spent = nll["constant"] - nll["true"], float(text.latent_nll.mean())  # nats
+            points = {f"text_nll_{kind}": value for kind, value in nll.items()}
+            points |= dict(
+                latent_nll=spent,
+                bits_returned=returned / math.log(2),
+                bits_spent=spent / math.log(2),
+                efficiency=returned / spent,
+                vote_share=float(text.vote_share.mean()),
+                codes_used=float(len(np.unique(text.codes))),
+                perplexity=code_perplexity(text.codes, self.config.num_codes),
+            )
+            self.add_scalars({f"valid/{name}": value for name, value in points.items()})
+            figures = [f"{name} {value:.2f}" for name, value in points.items()]
             log(f"step {self.step}: {', '.join(figures)}")
             codes = storyboard_image(text.codes[:32])
             self.writer.add_image("sample/codes", codes, self.step, dataformats="HWC")
@@ -3904,8 +3859,7 @@ class Trainer:
         self.clock = (self.clock[0], self.clock[1] + time.monotonic() - started)
 
     def log_sample(self) -> None:
-        """The story of --validation_prompt and its pictures. A prompt that the model cannot
-        continue leaves them out."""
+        """The story of --validation_prompt and its pictures; none for one that cannot go on."""
         settings = dataclasses.replace(self.config, panels=4)
         prompt = self.config.validation_prompt or self.held_out[0].prompt
         try:
@@ -3914,8 +3868,7 @@ class Trainer:
         except StoryError as error:
             log(f"step {self.step}: no sample story: {error}")
             return
-        storyboard = " ".join(map(str, sample.storyboard))
-        text = f"storyboard {storyboard}\n\n{sample.story}"
+        text = f"storyboard {' '.join(map(str, sample.storyboard))}\n\n{sample.story}"
         self.writer.add_text("sample/story", text, self.step)
         strip = np.asarray(panel_strip(sample))
         self.writer.add_image("sample/panels", strip, self.step, dataformats="HWC")
@@ -3924,11 +3877,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
-        model, scaler, path = (
-            self.model,
-            self.accelerator.scaler,
-            self.folder / f"ckpt_{self.step}.pt",
-        )
+        model, scaler = self.model, self.accelerator.scaler
         revisions = dict(lm_revision=model.lm.revision, diffusion_revision=model.diffusion.revision)
         checkpoint = dict(
             config=dataclasses.asdict(self.config),
@@ -3941,6 +3890,7 @@ class Trainer:
             position=self.position,
             data=self.data,
         )
+        path = self.folder / f"ckpt_{self.step}.pt"
         save_checkpoint(path, checkpoint)
         rotate_checkpoints(self.folder, self.config.checkpoints_total_limit, self.resumed_from)
         log(f"step {self.step}: saved {path}")
@@ -3949,16 +3899,16 @@ class Trainer:
         """Restores the state of --resume_from_checkpoint. There are no states of random generators:
         each draw is keyed by the seed and the step."""
         wanted, found = self.config.resume_from_checkpoint, list_checkpoints(self.folder)
-        if wanted == "latest" and not found:
+        if not wanted:
+            return
+        if wanted != "latest":
+            checkpoint = load_checkpoint(wanted, CHECKPOINT_KEYS + RESUME_KEYS)
+        elif found:
+            checkpoint = newest_readable(found)
+        else:
             reason = f"no ckpt_STEP.pt in {self.folder}, starting from step 0"
             log(f"--resume_from_checkpoint latest: {reason}")
             return
-        if not wanted:
-            return
-        if wanted == "latest":
-            checkpoint = newest_readable(found)
-        else:
-            checkpoint = load_checkpoint(wanted, CHECKPOINT_KEYS + RESUME_KEYS)
         self.check_same_run(checkpoint)
         try:
             self.model.load_state_dict(checkpoint["model"])
@@ -3977,13 +3927,11 @@ class Trainer:
     def check_same_run(self, checkpoint: dict) -> None:
         """A run keeps its settings and its stories, unless --override."""
         there, here = dataclasses.asdict(checkpoint["config"]), dataclasses.asdict(self.config)
-        changed = []
-        for name in FIXED_SETTINGS:
-            if there[name] != here[name]:
-                changed.append(f"{name} {there[name]!r} there, {here[name]!r} here")
+        names = [name for name in FIXED_SETTINGS if there[name] != here[name]]
+        changed = [f"{name} {there[name]!r} there, {here[name]!r} here" for name in names]
         if checkpoint["data"] != self.data:
-            names = "{stories} stories with sha256 {sha256:.12}"
-            both = names.format(**checkpoint["data"]), names.format(**self.data)
+            facts = "{stories} stories with sha256 {sha256:.12}"
+            both = facts.format(**checkpoint["data"]), facts.format(**self.data)
             changed.append("data {} there, {} here".format(*both))
         if changed and not self.config.override:
             reason = f"{'; '.join(changed)}; --override goes on all the same"
@@ -3993,8 +3941,7 @@ class Trainer:
 
 
 def train(config: Config) -> StoryModel:
-    """Trains and returns the model. A signal, once the step is saved, raises StoryError with code
-    128 + its number."""
+    """Trains and returns the model. A signal saves the step and raises StoryError with 128 + it."""
     refuse_used_folder(config)
     prepare_folder(Path(config.output_dir), "output_dir")
     trainer = Trainer(config)
