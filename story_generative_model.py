@@ -612,22 +612,19 @@ class StoryDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int, bool]) -> dict:
         epoch, index, with_picture = key
+        item = dict(index=index, tokens=[0], cut=False)
         try:
             row = self.rows[index]
-        except StoryError as error:
-            return dict(index=index, tokens=[0], cut=False, problem=str(error))
-        tokens = token_ids(self.tokenizer, row.story)
-        cut = len(tokens) > self.max_tokens
-        item = dict(index=index, tokens=tokens[: self.max_tokens], cut=cut)
-        if with_picture and row.pictured:
-            generator = make_generator(self.seed, Stream.PANEL, epoch, index)
-            number = int(torch.randint(len(row.pictured), (), generator=generator))
-            text, path = row.pictured[number]
-            try:
+            tokens = token_ids(self.tokenizer, row.story)
+            item |= dict(tokens=tokens[: self.max_tokens], cut=len(tokens) > self.max_tokens)
+            if with_picture and row.pictured:
+                generator = make_generator(self.seed, Stream.PANEL, epoch, index)
+                number = int(torch.randint(len(row.pictured), (), generator=generator))
+                text, path = row.pictured[number]
                 pixels = load_image(self.folder, path, self.resolution, row.where)
                 item["panel"] = dict(text=text, pixels=pixels)
-            except StoryError as error:  # raised by the trainer: a worker would add a traceback
-                item["problem"] = str(error)
+        except StoryError as error:  # raised by the trainer: a worker would add a traceback
+            item["problem"] = str(error)
         return item
 
 
@@ -1302,6 +1299,12 @@ def freeze(*modules: nn.Module) -> None:
         module.requires_grad_(False).eval()
 
 
+def pad_rows(rows: list[Tensor], side: str = "right") -> tuple[Tensor, Tensor]:
+    """(L_i, ...), i < B -> (B, max L_i, ...), padded with zeros, and mask (B, max L_i) bool."""
+    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
+    return pad(rows), pad([torch.ones(len(x), dtype=torch.bool, device=x.device) for x in rows])
+
+
 def revision_of(config) -> str:
     """A loaded model's hub commit, or the start of its .gguf file's SHA-256; empty for a folder."""
     path = str(config.get("_name_or_path", ""))
@@ -1330,9 +1333,8 @@ def tokenize_template(tokenizer, template: str, bos: int) -> list[list[int]]:
         start = []  # a chat template writes its own
     pieces = re.split(" ?_", template)
     if len(pieces) != NUM_SLOTS + 1:
-        raise StoryError(
-            f"--story_template needs {NUM_SLOTS} places '_', one for each code: {template!r}", 2
-        )
+        wanted = f"needs {NUM_SLOTS} places '_', one for each code"
+        raise StoryError(f"--story_template {wanted}: {template!r}", 2)
     pieces[0], pieces[-1] = before + pieces[0], pieces[-1] + after
     ids = [token_ids(tokenizer, piece) for piece in pieces]
     return [start + ids[0], *ids[1:]]
@@ -1523,17 +1525,15 @@ class LanguageModel:
         from transformers import DynamicCache
 
         prefix, lengths = self.prefix_length(soft.shape[1]), mask.sum(1)
-        attention_mask = F.pad(mask, (prefix, 0), value=True).long()  # (B, L + T)
-        inputs, scored, options = self.build_inputs(soft, tokens), tokens.shape[1] + 1, {}
+        inputs, scored = self.build_inputs(soft, tokens), tokens.shape[1] + 1
+        options = dict(attention_mask=F.pad(mask, (prefix, 0), value=True).long())  # (B, L + T)
         if self.keeps_logits:
             options["logits_to_keep"] = scored
         if self.template_cache and soft.shape[1]:
             inputs = inputs[:, len(self.template[0]) :]
             caches = [[x.expand(len(soft), -1, -1, -1) for x in kv] for kv in self.template_cache]
             options["past_key_values"] = DynamicCache(caches)
-        logits = self.model(
-            inputs_embeds=inputs, attention_mask=attention_mask, use_cache=False, **options
-        ).logits
+        logits = self.model(inputs_embeds=inputs, use_cache=False, **options).logits
         targets = F.pad(tokens.masked_fill(~mask, -100), (0, 1), value=-100)  # (B, T + 1)
         end = torch.full_like(lengths, self.eos)
         if cut is not None:
@@ -1544,9 +1544,7 @@ class LanguageModel:
         return F.cross_entropy(logits.mT, targets, ignore_index=-100, reduction="none").sum(1)
 
     @torch.no_grad()
-    def generate_text(
-        self, soft: Tensor, prompts: list[str], config: Config, seeds: list[int]
-    ) -> list[str]:
+    def generate_text(self, soft: Tensor, prompts: list, config: Config, seeds: list) -> list[str]:
         """Continues each prompt after its soft prompt, soft (B, P, E): prompt and continuation,
         sampled (top-p) with the row's own seed, whatever is generated beside it."""
         rows = [token_ids(self.tokenizer, prompt) for prompt in prompts]
@@ -1558,14 +1556,12 @@ class LanguageModel:
         # padded at the left, so that all prompts end in one place
         tokens = [torch.tensor([row], dtype=torch.int64, device=self.device) for row in rows]
         inputs = [self.build_inputs(*one)[0] for one in zip(soft.split(1), tokens)]
-        padding = [length - len(row) for row in rows]
-        embeds = torch.stack([F.pad(one, (0, 0, pad, 0)) for one, pad in zip(inputs, padding)])
-        mask = [[0] * pad + [1] * len(one) for one, pad in zip(inputs, padding)]
+        embeds, mask = pad_rows(inputs, "left")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             generated = self.model.generate(
                 inputs_embeds=embeds,
-                attention_mask=torch.tensor(mask, device=self.device),
+                attention_mask=mask.long(),
                 do_sample=False,
                 logits_processor=logits_processors(config, rows, seeds),
                 max_new_tokens=min(config.max_new_tokens, room),
@@ -1583,9 +1579,7 @@ class LanguageModel:
         return story.strip() if ended else trim_to_last_sentence(story, prompt)
 
 
-def load_language_model(
-    config: Config, device, dtype, checkpointing: bool = False
-) -> LanguageModel:
+def load_language_model(config: Config, device, dtype, checkpointing=False) -> LanguageModel:
     options = dict(adapter=config.lm_adapter, story_template=config.story_template)
     return LanguageModel(config.lm_model, device, dtype, checkpointing, **options)
 
@@ -1772,9 +1766,7 @@ class LatentDiffusion:
                 windows.append(window[:length])
         states = self.text_encoder(torch.tensor(windows, device=self.text_encoder.device))[0]
         states = states.to(self.device, self.dtype)  # (all windows, L, C)
-        states = [part.flatten(0, 1) for part in states.split(counts)]
-        masks = [torch.ones(len(one), dtype=torch.bool, device=self.device) for one in states]
-        return pad_rows(states), pad_rows(masks)
+        return pad_rows([part.flatten(0, 1) for part in states.split(counts)])
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -1816,8 +1808,8 @@ class LatentDiffusion:
             singly = zip(states.split(1), mask.split(1), seeds)
             return [self.sample_images(*one, config, [seed])[0] for *one, seed in singly]
         negative, negative_mask = self.encode_texts([config.negative_prompt])  # (1, N, C), (1, N)
-        states = pad_rows([*negative] * count + [*states])  # (2 B, max(L, N), C)
-        mask = pad_rows([*negative_mask] * count + [*mask])  # (2 B, max(L, N))
+        states, _ = pad_rows([*negative] * count + [*states])  # (2 B, max(L, N), C)
+        mask, _ = pad_rows([*negative_mask] * count + [*mask])  # (2 B, max(L, N))
         side = config.image_size or self.resolution
         consistency = self.shared_self_attention(config.panel_consistency, count)
         with self.text_attention_mask(mask), consistency:
@@ -1856,11 +1848,6 @@ class LatentDiffusion:
             yield
         finally:
             self.unet.set_attn_processor(before)
-
-
-def pad_rows(rows: list[Tensor]) -> Tensor:
-    """(L_i, ...), i < B -> (B, max L_i, ...), with zeros behind the shorter ones."""
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def make_shared_attention(count: int):
@@ -3234,13 +3221,13 @@ def measure_continuations(model: StoryModel, rows: list[Row], config: Config) ->
     nll = {"resampled": [], "prior": []}
     for number, row in enumerate(progress_bar(rows, desc="continuations")):
         tokens, mask, cut = model.tokenize([row.story])
-        opening = int(model.tokenize([row.prompt])[1].sum())  # tokens of the prompt
+        length = int(model.tokenize([row.prompt])[1].sum())  # tokens of the prompt
         no_end = torch.ones_like(cut)
         for kind, candidates in (("resampled", config.num_storyboards), ("prior", 1)):
             drawing = dataclasses.replace(config, num_storyboards=candidates)
             codes = draw_storyboard(model, row.prompt, [], drawing, config.seed + number)
             soft = model.prompt_embeds(codes[None])
-            prompt_nll = model.lm.nll(soft, tokens[:, :opening], mask[:, :opening], no_end)
+            prompt_nll = model.lm.nll(soft, tokens[:, :length], mask[:, :length], no_end)
             nll[kind].append(float(model.lm.nll(soft, tokens, mask, cut) - prompt_nll))
     return {f"continuation_nll.{kind}": np.array(values) for kind, values in nll.items()}
 
@@ -3802,7 +3789,7 @@ class Trainer:
         if not self.writer:
             return
         (step, started), now = self.clock, time.monotonic()
-        codes_used, perplexity = self.model.encoder.quantizer.usage()
+        codes_used, codebook_perplexity = self.model.encoder.quantizer.usage()
         stories = (self.step - step) * self.stories_per_step
         points = {
             "elbo/text_nll": means.text_nll,
@@ -3812,7 +3799,7 @@ class Trainer:
             "elbo/loss": means.total,
             "storyboard/constant_minus_true": means.constant_nll - means.text_nll,
             "storyboard/codes_used": codes_used,
-            "storyboard/perplexity": perplexity,
+            "storyboard/perplexity": codebook_perplexity,
             "storyboard/vote_share": means.vote_share,
             "optim/learning_rate": self.schedule.get_last_lr()[0],
             "optim/grad_norm": self.grad_norm,
