@@ -1450,7 +1450,7 @@ class LanguageModel:
         alone is set, so that the dropout inside stays off."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.activation_checkpointing_enable()
         for layer in self.model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True
@@ -2263,7 +2263,7 @@ def export(config: Config, checkpoint: dict) -> Path:
     models = dict(lm=trained.lm_model, diffusion=trained.diffusion_model)
     on_hub = [name for name in models.values() if not Path(resolve_model_path(name)).is_dir()]
     facts = dict(step=checkpoint["step"], codes=trained.num_codes, bases=json.dumps(on_hub))
-    facts |= models | {"name": config.push_to_hub or folder}
+    facts |= models | {"ckpt": config.push_to_hub or folder}
     card.write_text(render_template("model_card.md", **facts) + "\n", "utf-8")
     print(folder)
     if config.push_to_hub:
