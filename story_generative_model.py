@@ -392,8 +392,8 @@ class Stream(enum.IntEnum):
 
 
 def make_generator(seed: int, stream: Stream, *key: int) -> torch.Generator:
-    """A CPU generator that is a function of its arguments. Every random draw of this program comes
-    from one, so there is no random state to save in a checkpoint."""
+    """A CPU generator that is a function of its arguments: no random state to save in a checkpoint.
+    All draws come from one but the initial weights, a picture's noise and the bootstrap."""
     numbers = (seed, int(stream), *key)
     state = np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
@@ -2521,22 +2521,21 @@ def parse_redo(text: str) -> list[tuple[int, int]]:
 
 def read_prompts(config: Config) -> list[str]:
     """The prompts of --prompt or --prompts_file, with single spaces."""
-    if config.prompts_file:
-        path = Path(config.prompts_file)
+    lines = [config.prompt]
+    if path := config.prompts_file and Path(config.prompts_file):
         try:
             lines = path.read_text("utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise StoryError(f"--prompts_file {path} cannot be read: {error}", 2) from error
-        prompts = [" ".join(line.split()) for line in lines if line.strip()]
-        if not prompts:
-            raise StoryError(f"--prompts_file {path} holds no prompt: put one on each line", 2)
-        if config.prompt:
-            raise StoryError("--prompt and --prompts_file: give one of them", 2)
-        return prompts
-    if not config.prompt.strip():
+    prompts = [" ".join(line.split()) for line in lines if line.strip()]
+    if not prompts and path:
+        raise StoryError(f"--prompts_file {path} holds no prompt: put one on each line", 2)
+    if not prompts:
         example = '--prompt "The red fox and the golden key"'
         raise StoryError(f"--prompt is empty: give the opening line, such as {example}", 2)
-    return [" ".join(config.prompt.split())]
+    if path and config.prompt:
+        raise StoryError("--prompt and --prompts_file: give one of them", 2)
+    return prompts
 
 
 def check_prompt(model: StoryModel, prompt: str) -> None:
@@ -3112,7 +3111,7 @@ def measure_text(
 
 
 @torch.no_grad()
-def measure_retrieval(model, stories: list[str], codes: Tensor, config: Config, among=64):
+def measure_retrieval(model, stories: list, codes: Tensor, config: Config, among=64) -> np.ndarray:
     """Whether, of the storyboards of `among` stories, its own makes a story likeliest: argmax of
     p_psi(s | z) over z. (N,) of 0 and 1; codes (N, S)."""
     found = []
