@@ -663,7 +663,7 @@ def batched(items: list, size: int) -> list[list]:
 class StoryBatches:
     """An endless batch sampler: position p of the stream is story randperm(seed, epoch)[p mod N] of
     epoch p // N. Process `rank` of `ranks` takes every `ranks`-th batch, so the stream does not
-    depend on who reads it. In every `every`-th of them the first stories have their `pictures`."""
+    depend on who reads it. In every `every`-th of these the first `pictures` stories have one."""
 
     size: int  # N, stories
     batch: int
@@ -1829,8 +1829,8 @@ class LatentDiffusion:
         argument for it."""
 
         def add_mask(unet, args: tuple, kwargs: dict):
-            guided = self.pipeline.do_classifier_free_guidance
-            return args, kwargs | dict(encoder_attention_mask=mask if guided else mask.chunk(2)[1])
+            used = mask if self.pipeline.do_classifier_free_guidance else mask.chunk(2)[1]
+            return args, kwargs | dict(encoder_attention_mask=used)
 
         hook = self.unet.register_forward_pre_hook(add_mask, with_kwargs=True)
         try:
@@ -2016,8 +2016,8 @@ class StoryModel(nn.Module):
         return tuple(batch[key].to(self.lm.device) for key in ("tokens", "mask", "cut"))
 
     def forward(self, batch: dict, noise: torch.Generator) -> Losses:
-        config, (tokens, mask, cut) = self.config, self.on_device(batch)
-        count = len(tokens)
+        tokens, mask, cut = self.on_device(batch)
+        config, count = self.config, len(tokens)
         storyboard = self.encode(tokens, mask, learn=self.training)
         # one pass: all stories with their storyboards, every eighth also with the constant prompt
         eighth = torch.arange(0, count, 8)
