@@ -3980,6 +3980,7 @@ def find_maker(config: Config) -> str:
 def quiet_libraries() -> None:
     """The libraries' advice about themselves is not this program's output; their errors are."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore", FutureWarning)  # peft's call of transformers' old names
     import transformers
     from diffusers.utils import logging as diffusers_logging
 
