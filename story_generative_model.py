@@ -266,8 +266,6 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-DEFAULT_STORYBOARD = "storyteller"
-
 COMMANDS = {
     "train": "train encoder, codebook, prior and soft prompt on data made by download_data.py",
     "generate": "write a story from a prompt and paint its picture",
@@ -396,12 +394,11 @@ class Stream(enum.IntEnum):
     KMEANS = 8
     DEAD_CODES = 9
     INIT_STORIES = 10
-    EVAL_CODE = 11
 
 
 def make_generator(seed: int, stream: Stream, *key: int) -> torch.Generator:
-    """A CPU generator that is a function of its arguments. Every random draw of this program comes
-    from one, so there is no random state to save in a checkpoint."""
+    """A CPU generator that is a function of its arguments: no random state to save in a checkpoint.
+    All draws come from one but the initial weights, a picture's noise and the bootstrap."""
     numbers = (seed, int(stream), *key)
     state = np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
@@ -537,9 +534,7 @@ def index_lines(path: Path) -> tuple[np.ndarray, str]:
     digest, ends, size = hashlib.sha256(), [], 0
     with open(path, "rb") as file, ThreadPoolExecutor(1) as hasher:
         while chunk := file.read(READ_BLOCK):
-            hashing = hasher.submit(
-                digest.update, chunk
-            )  # beside the search: neither holds the GIL
+            hashing = hasher.submit(digest.update, chunk)  # beside the search; both free the GIL
             ends.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + size)
             size += len(chunk)
             hashing.result()
@@ -557,8 +552,7 @@ def index_lines(path: Path) -> tuple[np.ndarray, str]:
 
 
 def read_rows(data_root: str, split: str, limit: int = 0, skip_bad: bool = False) -> Rows:
-    """The first `limit` rows of a split (0: all): of stories.jsonl, or of its shards in order,
-    stories-IIIII-of-NNNNN.jsonl."""
+    """The first `limit` rows of a split (0: all), from stories.jsonl or its shards in order."""
     path = Path(data_root) / split / "stories.jsonl"
     if path.is_file():
         return Rows([path], limit, skip_bad)
@@ -591,8 +585,7 @@ def load_image(folder: Path, name: str, resolution: int, where: str) -> Tensor:
         reason = f"not a readable JPEG, PNG or WebP picture ({error})"
         raise StoryError(f"{where}: {path}: {reason}") from None
     image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    pixels = pixels.view(resolution, resolution, 3).permute(2, 0, 1)  # (3, R, R)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, R, R)
     return pixels.float() / 127.5 - 1
 
 
@@ -604,6 +597,11 @@ def on_white(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def token_ids(tokenizer, text: str | list[str]) -> list:
+    """The tokens of a text, or of each of a list, without those a tokenizer puts around it."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 class StoryDataset(Dataset):
@@ -619,22 +617,19 @@ class StoryDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int, bool]) -> dict:
         epoch, index, with_picture = key
+        item = dict(index=index, tokens=[0], cut=False)
         try:
             row = self.rows[index]
-        except StoryError as error:
-            return dict(index=index, tokens=[0], cut=False, problem=str(error))
-        tokens = self.tokenizer(row.story, add_special_tokens=False)["input_ids"]
-        cut = len(tokens) > self.max_tokens
-        item = dict(index=index, tokens=tokens[: self.max_tokens], cut=cut)
-        if with_picture and row.pictured:
-            generator = make_generator(self.seed, Stream.PANEL, epoch, index)
-            number = int(torch.randint(len(row.pictured), (), generator=generator))
-            text, path = row.pictured[number]
-            try:
+            tokens = token_ids(self.tokenizer, row.story)
+            item |= dict(tokens=tokens[: self.max_tokens], cut=len(tokens) > self.max_tokens)
+            if with_picture and row.pictured:
+                generator = make_generator(self.seed, Stream.PANEL, epoch, index)
+                number = int(torch.randint(len(row.pictured), (), generator=generator))
+                text, path = row.pictured[number]
                 pixels = load_image(self.folder, path, self.resolution, row.where)
                 item["panel"] = dict(text=text, pixels=pixels)
-            except StoryError as error:  # raised by the trainer: a worker would add a traceback
-                item["problem"] = str(error)
+        except StoryError as error:  # raised by the trainer: a worker would add a traceback
+            item["problem"] = str(error)
         return item
 
 
@@ -673,8 +668,7 @@ def batched(items: list, size: int) -> list[list]:
 class StoryBatches:
     """An endless batch sampler: position p of the stream is story randperm(seed, epoch)[p mod N] of
     epoch p // N. Process `rank` of `ranks` takes every `ranks`-th batch, so the stream does not
-    depend on who reads it. The first `pictures` stories of every `every`-th batch of a process come
-    with their picture."""
+    depend on who reads it. In every `every`-th of these the first `pictures` stories have one."""
 
     size: int  # N, stories
     batch: int
@@ -735,16 +729,11 @@ def all_reduce_max(number: float, device) -> float:
 
 def all_gather_rows(x: Tensor) -> Tensor:
     """The rows (N, D) of every process, in rank order; N may differ between processes."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not dist.is_initialized():
         return x
-    sizes = [
-        torch.zeros((), dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())
-    ]
-    dist.all_gather(sizes, torch.tensor(len(x), device=x.device))
-    longest = int(max(sizes))
-    parts = [x.new_empty(longest, x.shape[1]) for _ in sizes]
-    dist.all_gather(parts, F.pad(x, (0, 0, 0, longest - len(x))).contiguous())
-    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes)])
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, x.cpu())
+    return torch.cat(parts).to(x.device)
 
 
 def kmeans_plus_plus(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -774,13 +763,9 @@ def kmeans(x: Tensor, num_clusters: int, generator, iterations: int = 10) -> tup
 
 class VectorQuantizer(nn.Module):
     """EMA codebook of K codes of width D. All state is float32 buffers; call it outside autocast.
+    A code whose moving-average count falls below `dead_share` of the uniform share is dead."""
 
-    A code whose moving-average count falls below `dead_share` of the uniform share is dead.
-    """
-
-    def __init__(
-        self, num_codes: int, code_dim: int, decay: float, eps=1e-5, dead_share=0.1, seed=0
-    ):
+    def __init__(self, num_codes, code_dim, decay, eps=1e-5, dead_share=0.1, seed=0):
         super().__init__()
         self.num_codes, self.seed = num_codes, seed
         self.decay, self.eps, self.dead_share = decay, eps, dead_share
@@ -875,8 +860,7 @@ def perplexity(shares: Tensor) -> float:
 
 def chunk_membership(mask: Tensor) -> Tensor:
     """(B, T) bool -> (B, S, T) bool: slot j of a story of n tokens covers tokens floor(j n / 8) to
-    floor((j + 1) n / 8), at least one, so stories of fewer than 8 tokens share theirs. Padding
-    belongs to no slot."""
+    floor((j + 1) n / 8), at least one: shorter stories share theirs. Padding has no slot."""
     n = mask.sum(1)[:, None]  # (B, 1)
     slots = torch.arange(NUM_SLOTS, device=mask.device)
     first, last = slots * n // NUM_SLOTS, (slots + 1) * n // NUM_SLOTS  # (B, S)
@@ -943,12 +927,9 @@ class StoryboardEncoder(nn.Module):
         self.to_salience = nn.Linear(width, 1, bias=False)
         self.word_salience = nn.Embedding(len(rows), NUM_SLOTS)
         nn.init.zeros_(self.word_salience.weight)
-        self.token_residual = nn.Parameter(
-            torch.tensor(0.1)
-        )  # of a token beside its chunk's vector
-        self.quantizer = VectorQuantizer(
-            config.num_codes, config.code_dim, config.ema_decay, seed=config.seed
-        )
+        self.token_residual = nn.Parameter(torch.tensor(0.1))  # share of a token beside its chunk
+        sizes = (config.num_codes, config.code_dim)
+        self.quantizer = VectorQuantizer(*sizes, config.ema_decay, seed=config.seed)
         # how much the text NLL depends on each slot, relative to the largest; weighs the rate
         self.register_buffer("slot_fisher", torch.ones(NUM_SLOTS))
         self.pending: list[tuple[Tensor, Tensor]] = []  # outputs and codes for the next update
@@ -960,8 +941,8 @@ class StoryboardEncoder(nn.Module):
         for weight, init in ((self.from_embeds.weight, directions), (self.to_code.weight, whiten)):
             shared = tuple(slice(min(sizes)) for sizes in zip(weight.shape, init.shape))
             weight.zero_()[shared] = init[shared]
-        zeros = [self.position.weight, self.slot.weight, self.to_code.bias]
-        zeros += [self.to_salience.weight]
+        zeros = [self.position.weight, self.slot.weight]
+        zeros += [self.to_code.bias, self.to_salience.weight]
         for layer in self.layers.layers:
             zeros += [layer.self_attn.out_proj.weight, layer.linear2.weight, layer.linear2.bias]
         for weight in zeros:
@@ -971,14 +952,10 @@ class StoryboardEncoder(nn.Module):
     def init_salience(self, stories: list[list[int]], sharpness: float = 4.0) -> None:
         """Token ids of stories -> the salience of each word in each slot. Salient words are in few
         stories (idf), come back within those (adaptation, Church 2000: the mean count in a story
-        that has the word), and stand in this slot more than in others (pointwise mutual
-        information)."""
+        that has it), and stand in this slot more than in others (pointwise mutual information)."""
         size = len(self.word_salience.weight)
-        counts, documents, in_slot = (
-            torch.zeros(size),
-            torch.zeros(size),
-            torch.zeros(NUM_SLOTS, size),
-        )
+        counts, documents = torch.zeros(2, size)
+        in_slot = torch.zeros(NUM_SLOTS, size)
         for story in stories:
             tokens = torch.tensor(story)
             counts.index_add_(0, tokens, torch.ones(len(tokens)))
@@ -994,11 +971,9 @@ class StoryboardEncoder(nn.Module):
 
     @torch.no_grad()
     def init_words(self, stories: list[list[int]], whole_words: Tensor) -> tuple[Tensor, Tensor]:
-        """Chooses K words, token ids (K,), and how often each is the most salient of a chunk, (K,).
-
-        `whole_words` (V,) bool are the candidates. From here on only the chosen words are salient:
-        a chunk's vector is that of its most salient code word.
-        """
+        """Chooses K of `whole_words` (V,) bool: their token ids (K,), and how often each is the
+        most salient of a chunk (K,). From here on only they are salient: a chunk's vector is that
+        of its most salient code word."""
         weight, counts = self.word_salience.weight, Counter()
         candidates = weight.masked_fill(~whole_words[:, None], -torch.inf)
         for story in stories:
@@ -1022,16 +997,14 @@ class StoryboardEncoder(nn.Module):
     @torch.no_grad()
     def standardize(self, chunks: Tensor) -> None:
         """Shifts and scales the outputs so that chunk vectors like these (N, D) have mean zero and
-        the variance of single words: a mean of many words is shorter than a word, and the language
-        model ignores soft prompts of another scale."""
+        the variance of single words: the language model ignores soft prompts of another scale."""
         mean = chunks.mean(0)
         deviation = (chunks - mean).square().mean().sqrt()
         self.to_code.bias.sub_(mean).div_(deviation)
         self.to_code.weight.div_(deviation)
 
     def outputs(self, tokens, embeds, mask, slot) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, T, E) -> token outputs (B, T, D) and their salience in each slot
-        (B, T, S)."""
+        """Embeddings (B, T, E) -> token outputs (B, T, D) and salience in each slot (B, T, S)."""
         place = torch.arange(embeds.shape[1], device=embeds.device)
         hidden = self.from_embeds(embeds / self.embed_std) + self.position(place) + self.slot(slot)
         hidden = self.layers(hidden, src_key_padding_mask=~mask)  # (B, T, width)
@@ -1068,9 +1041,9 @@ class StoryboardEncoder(nn.Module):
         return Storyboard(codes, shares @ outputs, shares.sum(-1), outputs.new_zeros(()))
 
     def quantize(self, outputs, mask, members, code_costs, learn: bool) -> Storyboard:
-        """Votes by distance; with code costs then by distance + Lagrange multiplier * cost:
-        entropy- constrained vector quantisation (Chou et al. 1989). Where the text NLL depends less
-        on a slot, by its Fisher information, a nat weighs more."""
+        """Votes by distance, or by distance + Lagrange multiplier * cost: entropy-constrained
+        vector quantisation (Chou et al. 1989). Where the text NLL depends less on a slot, by its
+        Fisher information, a nat weighs more."""
         x = outputs[mask].detach()  # (N, D), the tokens of all stories
         distances = self.quantizer.distances(x)  # (N, K)
         codes, share, nearest = self.vote(distances, mask, members)
@@ -1127,8 +1100,7 @@ class Prior(nn.Module):
         nn.init.zeros_(self.to_logits.bias)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """(B, L) int64, 1 <= L <= S -> logits (B, L, K); those of slot j depend on codes before
-        j."""
+        """(B, L) int64, 1 <= L <= S -> logits (B, L, K); slot j's depend on the codes before j."""
         shifted = F.pad(codes[:, :-1], (1, 0), value=self.num_codes)  # (B, L)
         length = shifted.shape[1]
         hidden = self.code(shifted) + self.position.weight[:length]  # (B, L, width)
@@ -1168,8 +1140,7 @@ class Prior(nn.Module):
 
 
 def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
-    """(B, K) -> (B, K): the likeliest codes whose mass reaches top_p, the others at zero (Holtzman
-    et al. 2020)."""
+    """(B, K): the likeliest codes whose mass reaches top_p, others at 0 (Holtzman et al. 2020)."""
     ordered, order = probs.sort(-1, descending=True)
     ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
     return torch.zeros_like(probs).scatter(-1, order, ordered)
@@ -1201,14 +1172,12 @@ PROBE = "Once upon a time there was a red fox. It ran to the sea."
 
 
 def resolve_model_path(name: str) -> str:
-    """A path below the script's folder where there is one (the embedded backbones), else the name
-    as it stands."""
+    """A folder beside the script where there is one (an embedded model), else the name itself."""
     return str(ROOT / name) if (ROOT / name).is_dir() else name
 
 
 def find_lfs_pointer(name: str) -> Path | None:
-    """A file of the folder `name`, or of a part below it, that git left as a pointer to its
-    content."""
+    """A file below the folder `name` that git left as a pointer to its content."""
     for path in sorted(Path(resolve_model_path(name)).rglob("*")):
         small = path.is_file() and path.stat().st_size < 1024
         if small and path.read_bytes().startswith(LFS_POINTER):
@@ -1218,8 +1187,7 @@ def find_lfs_pointer(name: str) -> Path | None:
 
 @contextmanager
 def model_load_errors(name: str, flag_name: str):
-    """Turns any error of the hub or the libraries about one model into a line that says what to
-    do."""
+    """Turns any error of the hub or the libraries about a model into a line with a remedy."""
     try:
         yield
     except StoryError:
@@ -1259,13 +1227,11 @@ def is_whole(folder: Path) -> bool:
 
 
 def unpack_gguf(gguf: Path) -> Path:
-    """The folder that holds a .gguf file's model in bfloat16, unpacked once into
-    HF_HOME/storydiffusion.
+    """The folder of a .gguf file's model in bfloat16, unpacked once into HF_HOME/storydiffusion.
 
-    The folder's name carries the file's SHA-256, and the weights' own is kept beside them: another
-    file gets another folder, and a damaged one is unpacked again. It is made under a temporary name
-    and renamed, so that a stopped run leaves nothing that looks whole. Raises StoryError where the
-    cache cannot be written.
+    Its name carries the file's SHA-256, and the weights' own is kept beside them: another file gets
+    another folder, and a damaged one is unpacked again. It is made under a temporary name and
+    renamed. Raises StoryError where the cache cannot be written.
     """
     from huggingface_hub.constants import HF_HOME
 
@@ -1295,15 +1261,12 @@ def unpack_gguf(gguf: Path) -> Path:
 def save_unpacked(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    where = dict(
-        pretrained_model_name_or_path=str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False
-    )
-    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    source, options = str(gguf.parent), dict(gguf_file=gguf.name, trust_remote_code=False)
+    AutoTokenizer.from_pretrained(source, **options).save_pretrained(folder)
     log("unpacking: tokenizer done, weights next")
-    unpacked = GgufConfig(dequantize=True)
-    AutoModelForCausalLM.from_pretrained(
-        **where, dtype=torch.bfloat16, quantization_config=unpacked
-    ).save_pretrained(folder, max_shard_size="100GB")
+    options |= dict(dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
+    model = AutoModelForCausalLM.from_pretrained(source, **options)
+    model.save_pretrained(folder, max_shard_size="100GB")
 
 
 def is_lora(path: Path) -> bool:
@@ -1339,21 +1302,22 @@ def freeze(*modules: nn.Module) -> None:
         module.requires_grad_(False).eval()
 
 
+def pad_rows(rows: list[Tensor], side: str = "right") -> tuple[Tensor, Tensor]:
+    """(L_i, ...), i < B -> (B, max L_i, ...), padded with zeros, and mask (B, max L_i) bool."""
+    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
+    return pad(rows), pad([torch.ones(len(x), dtype=torch.bool, device=x.device) for x in rows])
+
+
 def revision_of(config) -> str:
-    """The hub commit a loaded model came from, or the first digits of its .gguf file's SHA-256;
-    empty for a local folder."""
+    """A loaded model's hub commit, or the start of its .gguf file's SHA-256; empty for a folder."""
     path = str(config.get("_name_or_path", ""))
     found = re.search(r"/snapshots/([0-9a-f]{40})|/storydiffusion/[^/]*-([0-9a-f]{16})$", path)
     return config.get("_commit_hash") or (found[1] or found[2] if found else "")
 
 
-def first_id(*candidates) -> int | None:
-    """The first that is set; a configuration may list several."""
-    for candidate in candidates:
-        ids = candidate if isinstance(candidate, (list, tuple)) else [candidate]
-        if ids and ids[0] is not None:
-            return int(ids[0])
-    return None
+def as_ids(ids: int | list[int] | None) -> list[int]:
+    """A special token as a list: configurations name none, one or several."""
+    return [token for token in np.atleast_1d(ids).tolist() if token is not None]
 
 
 def tokenize_template(tokenizer, template: str, bos: int) -> list[list[int]]:
@@ -1372,11 +1336,10 @@ def tokenize_template(tokenizer, template: str, bos: int) -> list[list[int]]:
         start = []  # a chat template writes its own
     pieces = re.split(" ?_", template)
     if len(pieces) != NUM_SLOTS + 1:
-        raise StoryError(
-            f"--story_template needs {NUM_SLOTS} places '_', one for each code: {template!r}", 2
-        )
+        wanted = f"needs {NUM_SLOTS} places '_', one for each code"
+        raise StoryError(f"--story_template {wanted}: {template!r}", 2)
     pieces[0], pieces[-1] = before + pieces[0], pieces[-1] + after
-    ids = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
+    ids = [token_ids(tokenizer, piece) for piece in pieces]
     return [start + ids[0], *ids[1:]]
 
 
@@ -1385,25 +1348,16 @@ class LanguageModel:
 
     The P soft tokens stand at the eight places of the story template, which is a user's message in
     the model's chat template where it has one; without a template they follow the start token.
-    Nothing is assumed of a model that its configuration, its tokenizer and its embedding layer do
-    not say.
     """
 
     def __init__(
-        self,
-        name: str,
-        device,
-        dtype: torch.dtype,
-        gradient_checkpointing: bool = False,
-        adapter: str = "",
-        story_template: str = "",
+        self, name, device, dtype, gradient_checkpointing=False, adapter="", story_template=""
     ):
         self.name, self.adapter, self.device, self.dtype = name, adapter, device, dtype
         self.model = None
         self.load()
-        self.revision = revision_of(
-            self.model.config.to_dict() | {"_name_or_path": self.model.config._name_or_path}
-        )
+        loaded = self.model.config
+        self.revision = revision_of(dict(loaded.to_dict(), _name_or_path=loaded._name_or_path))
         self.read_special_tokens()
         self.context = self.read_context()
         with model_load_errors(name, "lm_model"):
@@ -1417,8 +1371,7 @@ class LanguageModel:
             self.check_nll()
 
     def load(self) -> None:
-        """Reads tokenizer and model, unless they are in memory. Raises StoryError where they cannot
-        be had."""
+        """Reads tokenizer and model, unless they are in memory. Raises StoryError if it cannot."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         if self.model is not None:
@@ -1426,14 +1379,16 @@ class LanguageModel:
         with model_load_errors(self.name, "lm_model"):
             found = find_language_model(self.name)
             self.tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                found, dtype=self.dtype, trust_remote_code=False
-            )
+            options = dict(dtype=self.dtype, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(found, **options)
         if self.adapter:
-            model = merge_adapter(model, self.adapter)
+            with model_load_errors(self.adapter, "lm_adapter"):
+                from peft import PeftModel
+
+                path = resolve_model_path(self.adapter)
+                model = PeftModel.from_pretrained(model, path).merge_and_unload()
         self.model = model.to(self.device)
-        if self.model.device.type == "cpu":
-            # the CPU's fused attention has a slow backward
+        if self.model.device.type == "cpu":  # whose fused attention has a slow backward
             self.model.set_attn_implementation("eager")
         freeze(self.model)
         self.embed = self.model.get_input_embeddings()
@@ -1443,24 +1398,22 @@ class LanguageModel:
         self.model = None
 
     def read_special_tokens(self) -> None:
-        """Start, end and stop ids: the tokenizer's, else the configuration's. Where only one of the
-        two is named it serves as both, as in GPT-2, and where none is, token 0."""
+        """Start, end and stop ids: the tokenizer's, else the configuration's. Where only start or
+        end is named it serves as both, as in GPT-2, and where none is, token 0."""
         config, generation = self.model.config.get_text_config(), self.model.generation_config
-        bos = first_id(self.tokenizer.bos_token_id, config.bos_token_id)
-        eos = first_id(self.tokenizer.eos_token_id, config.eos_token_id, generation.eos_token_id)
-        if eos is None:
-            eos = 0 if bos is None else bos
-            ending = self.tokenizer.decode([eos])
-            log(f"{self.name} names no end token: token {eos} ({ending!r}) ends a story")
-        self.eos, self.bos = eos, eos if bos is None else bos
+        bos = as_ids(self.tokenizer.bos_token_id) + as_ids(config.bos_token_id)
+        eos = as_ids(self.tokenizer.eos_token_id) + as_ids(config.eos_token_id)
+        stops = as_ids(generation.eos_token_id)
+        self.eos = (eos + stops + bos + [0])[0]
+        self.bos = (bos + [self.eos])[0]
+        if not eos + stops:
+            ending = self.tokenizer.decode([self.eos])
+            log(f"{self.name} names no end token: token {self.eos} ({ending!r}) ends a story")
         # a chat model may end a turn and a document by different tokens
-        listed = generation.eos_token_id
-        listed = listed if isinstance(listed, (list, tuple)) else [listed]
-        self.stops = sorted({eos, *listed} - {None})
+        self.stops = sorted({self.eos, *stops})
 
     def read_context(self) -> int:
-        """The longest sequence, in tokens: models without a table of positions name it elsewhere or
-        not at all."""
+        """The longest sequence, in tokens; models without a position table name it elsewhere."""
         config = self.model.config.get_text_config()
         for field_name in ("max_position_embeddings", "max_seq_len", "seq_length"):
             if isinstance(length := getattr(config, field_name, None), int):
@@ -1481,10 +1434,8 @@ class LanguageModel:
 
     @torch.no_grad()
     def check_nll(self) -> None:
-        """Says so if the NLL through embeddings, which all figures rest on, is not the model's
-        own."""
-        ids = torch.tensor([self.tokenizer(PROBE, add_special_tokens=False)["input_ids"]])
-        ids = ids.to(self.device)
+        """Warns if the NLL through embeddings, on which all figures rest, isn't the model's own."""
+        ids = torch.tensor([token_ids(self.tokenizer, PROBE)], device=self.device)
         framed = F.pad(F.pad(ids, (1, 0), value=self.bos), (0, 1), value=self.eos)
         own = float(self.model(input_ids=framed, labels=framed).loss) * (framed.shape[1] - 1)
         no_soft = torch.zeros(1, 0, self.width, device=self.device)
@@ -1502,7 +1453,7 @@ class LanguageModel:
         alone is set, so that the dropout inside stays off."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.activation_checkpointing_enable()
         for layer in self.model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True
@@ -1510,9 +1461,7 @@ class LanguageModel:
     def set_template(self, story_template: str) -> None:
         """Puts the soft tokens at the places of this template; an empty one takes it away."""
         pieces = tokenize_template(self.tokenizer, story_template, self.bos)
-        self.template = [
-            torch.tensor(piece, dtype=torch.int64, device=self.device) for piece in pieces
-        ]
+        self.template = [torch.tensor(ids, dtype=torch.int64, device=self.device) for ids in pieces]
         self.template_cache = self.cache_template() if self.template else []
 
     @torch.no_grad()
@@ -1530,8 +1479,7 @@ class LanguageModel:
         return [(layer.keys, layer.values) for layer in layers]
 
     def embedding_rows(self) -> Tensor:
-        """(V, E), every token as the embedding layer puts it out: with its scale (Gemma multiplies
-        by sqrt(E))."""
+        """(V, E), every token as the embedding layer puts it out: Gemma's scales by sqrt(E)."""
         return self.embed(torch.arange(self.embed.num_embeddings, device=self.device)).detach()
 
     def whole_words(self, stories: list[list[int]]) -> Tensor:
@@ -1558,8 +1506,7 @@ class LanguageModel:
 
     def build_inputs(self, soft: Tensor, tokens: Tensor) -> Tensor:
         """(B, P, E), (B, T) -> (B, L + T, E): [template with the soft tokens at its places]
-        [story], or [start] [soft tokens] [story] without a template. P = 0 is [start] [story], the
-        plain language model."""
+        [story], or [start] [soft tokens] [story]; without soft tokens [start] [story]."""
         story = self.embed(tokens)  # (B, T, E)
         soft, count = soft.to(story.dtype), len(tokens)
         if not (self.template and soft.shape[1]):
@@ -1578,60 +1525,46 @@ class LanguageModel:
         that was cut at the context (cut, (B,) bool) has no end, and is not charged for one.
         Differentiable in `soft`.
         """
+        from transformers import DynamicCache
+
         prefix, lengths = self.prefix_length(soft.shape[1]), mask.sum(1)
-        attention_mask = F.pad(mask, (prefix, 0), value=True).long()  # (B, L + T)
-        inputs, scored, options = self.build_inputs(soft, tokens), tokens.shape[1] + 1, {}
+        inputs, scored = self.build_inputs(soft, tokens), tokens.shape[1] + 1
+        options = dict(attention_mask=F.pad(mask, (prefix, 0), value=True).long())  # (B, L + T)
         if self.keeps_logits:
             options["logits_to_keep"] = scored
         if self.template_cache and soft.shape[1]:
             inputs = inputs[:, len(self.template[0]) :]
-            options["past_key_values"] = self.expand_cache(len(soft))
-        logits = self.model(
-            inputs_embeds=inputs, attention_mask=attention_mask, use_cache=False, **options
-        ).logits
+            caches = [[x.expand(len(soft), -1, -1, -1) for x in kv] for kv in self.template_cache]
+            options["past_key_values"] = DynamicCache(caches)
+        logits = self.model(inputs_embeds=inputs, use_cache=False, **options).logits
         targets = F.pad(tokens.masked_fill(~mask, -100), (0, 1), value=-100)  # (B, T + 1)
         end = torch.full_like(lengths, self.eos)
         if cut is not None:
             end = end.masked_fill(cut, -100)
         targets = targets.scatter(1, lengths[:, None], end[:, None])
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        logits = logits[:, -scored:].to(wide)  # (B, T + 1, V)
-        losses = F.cross_entropy(logits.mT, targets, ignore_index=-100, reduction="none")
-        return losses.sum(1)
-
-    def expand_cache(self, count: int):
-        """The template's beginning for each of `count` stories, as the model takes it."""
-        from transformers import DynamicCache
-
-        expanded = [[x.expand(count, -1, -1, -1) for x in layer] for layer in self.template_cache]
-        return DynamicCache(expanded)
+        logits = logits[:, -scored:]  # (B, T + 1, V)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits.mT, targets, ignore_index=-100, reduction="none").sum(1)
 
     @torch.no_grad()
-    def generate_text(
-        self, soft: Tensor, prompts: list[str], config: Config, seeds: list[int]
-    ) -> list[str]:
+    def generate_text(self, soft: Tensor, prompts: list, config: Config, seeds: list) -> list[str]:
         """Continues each prompt after its soft prompt, soft (B, P, E): prompt and continuation,
-        sampled (top-p) with the row's own seed, so that a story does not depend on those that are
-        generated beside it."""
-        rows = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+        sampled (top-p) with the row's own seed, whatever is generated beside it."""
+        rows = [token_ids(self.tokenizer, prompt) for prompt in prompts]
         length = max(map(len, rows))  # T
         room = self.context - self.prefix_length(soft.shape[1]) - length
         if room < 1:
-            raise StoryError(
-                f"the prompt has {length} tokens, more than the model's context of {self.context}",
-                2,
-            )
+            limit = f"more than the model's context of {self.context}"
+            raise StoryError(f"the prompt has {length} tokens, {limit}", 2)
         # padded at the left, so that all prompts end in one place
         tokens = [torch.tensor([row], dtype=torch.int64, device=self.device) for row in rows]
         inputs = [self.build_inputs(*one)[0] for one in zip(soft.split(1), tokens)]
-        padding = [length - len(row) for row in rows]
-        embeds = torch.stack([F.pad(one, (0, 0, pad, 0)) for one, pad in zip(inputs, padding)])
-        mask = [[0] * pad + [1] * len(one) for one, pad in zip(inputs, padding)]
+        embeds, mask = pad_rows(inputs, "left")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             generated = self.model.generate(
                 inputs_embeds=embeds,
-                attention_mask=torch.tensor(mask, device=self.device),
+                attention_mask=mask.long(),
                 do_sample=False,
                 logits_processor=logits_processors(config, rows, seeds),
                 max_new_tokens=min(config.max_new_tokens, room),
@@ -1649,48 +1582,31 @@ class LanguageModel:
         return story.strip() if ended else trim_to_last_sentence(story, prompt)
 
 
-def load_language_model(
-    config: Config, device, dtype, checkpointing: bool = False
-) -> LanguageModel:
+def load_language_model(config: Config, device, dtype, checkpointing=False) -> LanguageModel:
     options = dict(adapter=config.lm_adapter, story_template=config.story_template)
     return LanguageModel(config.lm_model, device, dtype, checkpointing, **options)
 
 
-def merge_adapter(model, adapter: str):
-    """The language model with a peft adapter's weights added to its own (Hu et al. 2021)."""
-    with model_load_errors(adapter, "lm_adapter"):
-        from peft import PeftModel
-
-        return PeftModel.from_pretrained(model, resolve_model_path(adapter)).merge_and_unload()
-
-
 def logits_processors(config: Config, prompts: list[list[int]], seeds: list[int]) -> list[Callable]:
-    """What turns scores into a sample, in transformers' order: penalties, temperature, nucleus,
-    then the noise."""
-    from transformers import (
-        LogitsProcessorList,
-        NoRepeatNGramLogitsProcessor,
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopPLogitsWarper,
-    )
+    """What makes scores a sample, in transformers' order: penalties, temperature, nucleus, noise.
+    (generate's own repetition penalty ignores as many new tokens as a row has padding.)"""
+    from transformers.generation import logits_process as hf
 
-    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(config.repetition_penalty)])
+    processors = [hf.RepetitionPenaltyLogitsProcessor(config.repetition_penalty)]
     if config.no_repeat_ngram_size:
-        processors.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
-    processors.extend([TemperatureLogitsWarper(config.temperature), TopPLogitsWarper(config.top_p)])
-    processors.append(KeyedGumbelNoise(prompts, seeds))
-    return processors
+        processors.append(hf.NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
+    processors.append(hf.TemperatureLogitsWarper(config.temperature))
+    processors.append(hf.TopPLogitsWarper(config.top_p))
+    return hf.LogitsProcessorList([*processors, KeyedGumbelNoise(prompts, seeds)])
 
 
 class KeyedGumbelNoise:
     """A LogitsProcessor that adds Gumbel noise to the scores (B, V): the largest of them is then a
     sample (Gumbel 1954).
 
-    The noise of a token is a function of the row's seed, of the two tokens before it, and of how
-    often those two have occurred: each token has noise of its own, so the samples are the model's;
-    and where an edited story comes back to the words it had, it meets the same noise, so that an
-    edit stays local.
+    A token's noise is a function of the row's seed, of the two tokens before it, and of how often
+    those two have occurred: so the samples are the model's, and an edited story that comes back to
+    the words it had meets the same noise, which keeps an edit local.
     """
 
     def __init__(self, prompts: list[list[int]], seeds: list[int]):
@@ -1716,8 +1632,7 @@ SENTENCE_END = re.compile(
 
 
 def trim_to_last_sentence(story: str, prompt: str) -> str:
-    """A story that ran out of tokens ends at its last full sentence, if there is one behind the
-    prompt."""
+    """A story that ran out of tokens ends at its last full sentence behind the prompt, if any."""
     ends = [match.end() for match in SENTENCE_END.finditer(story) if match.end() > len(prompt)]
     return story[: ends[-1]] if ends else story.strip()
 
@@ -1754,8 +1669,7 @@ def read_pipeline_kind(name: str, path: str) -> str:
 
 
 class LatentDiffusion:
-    """A frozen Stable Diffusion 1.x/2.x: the denoising error of a picture, and pictures of
-    texts."""
+    """A frozen Stable Diffusion 1.x/2.x: a picture's denoising error, and pictures of texts."""
 
     def __init__(self, name: str, device, dtype: torch.dtype, gradient_checkpointing: bool = False):
         from diffusers import DDPMScheduler
@@ -1810,8 +1724,7 @@ class LatentDiffusion:
 
     @property
     def text_length(self) -> int:
-        """Tokens of a window of text. Some tokenizers name no limit, for which transformers puts
-        10**30."""
+        """Tokens of a window of text; for tokenizers without a limit transformers puts 10**30."""
         positions = self.text_encoder.config.max_position_embeddings
         return min(self.tokenizer.model_max_length, positions)
 
@@ -1825,8 +1738,8 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def check_parts(self) -> None:
-        """One pass of each part, with a picture of a single latent: a model of another kind is told
-        here, and not later by a library. Raises StoryError."""
+        """One pass of each part, with a picture of a single latent. Raises StoryError for a model
+        of another kind, which a library would only find later."""
         side = self.pipeline.vae_scale_factor
         pixels = torch.zeros(1, 3, side, side)
         try:
@@ -1842,8 +1755,7 @@ class LatentDiffusion:
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Texts of any length -> states (B, W * L, C) and mask (B, W * L) bool. A text longer than
-        the text encoder's L tokens is encoded in W windows, which are concatenated; the windows
-        that a shorter text lacks are masked."""
+        the text encoder's L tokens is encoded in W windows; those that others lack are masked."""
         tokenizer = self.tokenizer
         length = self.text_length  # L
         bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -1857,7 +1769,7 @@ class LatentDiffusion:
                 windows.append(window[:length])
         states = self.text_encoder(torch.tensor(windows, device=self.text_encoder.device))[0]
         states = states.to(self.device, self.dtype)  # (all windows, L, C)
-        return pad_states([part.flatten(0, 1) for part in states.split(counts)])
+        return pad_rows([part.flatten(0, 1) for part in states.split(counts)])
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -1894,21 +1806,19 @@ class LatentDiffusion:
     def sample_images(self, states, mask, config: Config, seeds: list[int]) -> list[Image.Image]:
         """A picture of each condition, states (B, L, C) and mask (B, L), in one batch; each is a
         function of its own condition and seed, unless --panel_consistency shares attention."""
-        count, length = mask.shape
+        count = len(mask)
         if config.low_memory and count > 1 and config.panel_consistency != "attention":
             singly = zip(states.split(1), mask.split(1), seeds)
             return [self.sample_images(*one, config, [seed])[0] for *one, seed in singly]
         negative, negative_mask = self.encode_texts([config.negative_prompt])  # (1, N, C), (1, N)
-        longest = max(length, negative.shape[1])
-        states, mask = pad_length(states, longest), pad_length(mask[..., None], longest)[..., 0]
-        negative = pad_length(negative, longest).expand(count, -1, -1)
-        negative_mask = pad_length(negative_mask[..., None], longest)[..., 0].expand(count, -1)
+        states, _ = pad_rows([*negative] * count + [*states])  # (2 B, max(L, N), C)
+        mask, _ = pad_rows([*negative_mask] * count + [*mask])  # (2 B, max(L, N))
         side = config.image_size or self.resolution
         consistency = self.shared_self_attention(config.panel_consistency, count)
-        with self.text_attention_mask(negative_mask, mask), consistency:
+        with self.text_attention_mask(mask), consistency:
             return self.pipeline(
-                prompt_embeds=states,
-                negative_prompt_embeds=negative,
+                prompt_embeds=states[count:],
+                negative_prompt_embeds=states[:count],
                 num_inference_steps=config.num_inference_steps,
                 guidance_scale=config.guidance_scale,
                 height=side,
@@ -1917,13 +1827,13 @@ class LatentDiffusion:
             ).images
 
     @contextmanager
-    def text_attention_mask(self, negative_mask: Tensor, mask: Tensor):
-        """Hands masks of the texts (B, L) to the UNet: the pipeline has no argument for them."""
+    def text_attention_mask(self, mask: Tensor):
+        """Hands the mask (2 B, L) of negative and other texts to the UNet: the pipeline has no
+        argument for it."""
 
         def add_mask(unet, args: tuple, kwargs: dict):
-            guided = self.pipeline.do_classifier_free_guidance
-            masks = torch.cat([negative_mask, mask]) if guided else mask
-            return args, kwargs | dict(encoder_attention_mask=masks)
+            used = mask if self.pipeline.do_classifier_free_guidance else mask.chunk(2)[1]
+            return args, kwargs | dict(encoder_attention_mask=used)
 
         hook = self.unet.register_forward_pre_hook(add_mask, with_kwargs=True)
         try:
@@ -1933,8 +1843,7 @@ class LatentDiffusion:
 
     @contextmanager
     def shared_self_attention(self, consistency: str, count: int):
-        """With "attention", the self-attention of the `count` pictures of a batch sees all of
-        them."""
+        """With "attention", self-attention sees all of the `count` pictures of a batch."""
         before = self.unet.attn_processors
         if consistency == "attention" and count > 1:
             self.unet.set_attn_processor(make_shared_attention(count))
@@ -1942,19 +1851,6 @@ class LatentDiffusion:
             yield
         finally:
             self.unet.set_attn_processor(before)
-
-
-def pad_states(states: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """States of texts (L_i, C), i < B -> (B, L, C), padded with zeros, and their mask (B, L)
-    bool."""
-    lengths = torch.tensor([len(one) for one in states], device=states[0].device)
-    padded = nn.utils.rnn.pad_sequence(states, batch_first=True)
-    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
-
-
-def pad_length(x: Tensor, length: int) -> Tensor:
-    """(B, L, C) -> (B, length, C), zeros at the right."""
-    return F.pad(x, (0, 0, 0, length - x.shape[1]))
 
 
 def make_shared_attention(count: int):
@@ -1987,9 +1883,9 @@ class SoftPrompt(nn.Module):
     """Code vectors (B, S, D) -> soft prompt (B, P, E): a map that knows the slot, plus a constant.
 
     The linear part starts as the inverse of the encoder's start, at the scale of the embedding rows
-    (Lester et al. 2021 measure how much that matters). The constant alone is a learned soft prompt:
-    the fair baseline, trained at each step on an eighth of the batch. The map's gradient does not
-    reach it, so it learns what all stories share and the codes learn what they add.
+    (Lester et al. 2021 measure how much that matters). The constant alone is the fair baseline,
+    trained at each step on an eighth of the batch. The map's gradient does not reach it, so it
+    learns what all stories share and the codes learn what they add.
     """
 
     def __init__(self, config: Config, rows: Tensor):
@@ -2042,8 +1938,7 @@ def codebook_init_stories(num_codes: int) -> int:
 
 
 def free_memory() -> None:
-    """Returns what nothing refers to: modules refer to one another, so they wait for the
-    collector."""
+    """Modules refer to one another, so released ones wait for the collector."""
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
@@ -2053,17 +1948,10 @@ class StoryModel(nn.Module):
     """All that is trained, and the frozen backbones as plain attributes. Without `initialize`, the
     trained parts are for a checkpoint to fill."""
 
-    def __init__(
-        self,
-        config: Config,
-        lm: LanguageModel,
-        diffusion: LatentDiffusion | None,
-        initialize: bool = True,
-    ):
+    def __init__(self, config: Config, lm: LanguageModel, diffusion, initialize: bool = True):
         super().__init__()
         self.config = config
-        # a tuple: not registered, saved, moved or set to train mode
-        self.backbones = (lm, diffusion)
+        self.backbones = (lm, diffusion)  # a tuple: not registered, so not saved, moved or trained
         if diffusion:
             diffusion.check_steps(config.num_inference_steps)
         room = lm.context - lm.prefix_length(NUM_SLOTS * config.soft_tokens_per_slot)
@@ -2104,8 +1992,7 @@ class StoryModel(nn.Module):
 
     @torch.no_grad()
     def code_costs(self, codes: Tensor) -> Tensor:
-        """beta_kl * -log p_theta(k | z_<j) of each code k in each slot of storyboards (B, S):
-        (B, S, K), nats."""
+        """(B, S) -> (B, S, K): beta_kl * -log p_theta(k | z_<j) of each code k in each slot."""
         return -self.config.beta_kl * self.prior(codes).log_softmax(-1)
 
     def prompt_embeds(self, codes: Tensor) -> Tensor:
@@ -2127,28 +2014,27 @@ class StoryModel(nn.Module):
         return ["".join(letter for letter in word if letter.isprintable()) for word in words]
 
     def tokenize(self, stories: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Stories -> tokens (B, T), mask (B, T), cut (B,) on the model's device. Raises StoryError
-        for a story without a token."""
-        ids = [self.lm.tokenizer(story, add_special_tokens=False)["input_ids"] for story in stories]
+        """Stories -> tokens (B, T), mask (B, T), cut (B,). Raises StoryError for an empty story."""
+        ids = [token_ids(self.lm.tokenizer, story) for story in stories]
         if not all(ids):
             raise StoryError("a story without a single token has no storyboard", 2)
         limit = self.max_tokens
         items = [dict(index=0, tokens=row[:limit], cut=len(row) > limit) for row in ids]
-        batch = collate(items, limit)
+        return self.on_device(collate(items, limit))
+
+    def on_device(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
         return tuple(batch[key].to(self.lm.device) for key in ("tokens", "mask", "cut"))
 
     def forward(self, batch: dict, noise: torch.Generator) -> Losses:
-        config, lm = self.config, self.lm
-        tokens, mask, cut = (batch[key].to(lm.device) for key in ("tokens", "mask", "cut"))
-        count = len(tokens)
+        tokens, mask, cut = self.on_device(batch)
+        config, count = self.config, len(tokens)
         storyboard = self.encode(tokens, mask, learn=self.training)
-        # one pass of the language model: all stories with their storyboards, every eighth story
-        # also with the constant prompt
+        # one pass: all stories with their storyboards, every eighth also with the constant prompt
         eighth = torch.arange(0, count, 8)
         rows = torch.cat([torch.arange(count), eighth])
         constant = self.soft_prompt.constant_prompt(len(eighth))
         soft = torch.cat([self.soft_prompt(storyboard.vectors), constant])
-        nll = lm.nll(soft, tokens[rows], mask[rows], cut[rows])
+        nll = self.lm.nll(soft, tokens[rows], mask[rows], cut[rows])
         text_nll, constant_nll = nll[:count].mean(), nll[count:].mean()
         latent_nll = self.prior.nll(storyboard.codes).mean()
         diffusion_nll = self.diffusion_nll(batch, noise)
@@ -2166,8 +2052,7 @@ class StoryModel(nn.Module):
 
     @torch.no_grad()
     def diffusion_nll(self, batch: dict, noise: torch.Generator) -> Tensor:
-        """() float32: the denoising error of the batch's M pictures; NaN without any. A monitor:
-        nothing that is trained changes it."""
+        """() float32: the denoising error of the batch's M pictures; NaN without any."""
         if self.diffusion is None or not batch["painted"]:
             return torch.full((), math.nan, device=self.lm.device)
         moments = self.diffusion.encode_images(torch.stack(batch["panels"]["pixels"]))
@@ -2176,7 +2061,7 @@ class StoryModel(nn.Module):
 
     def init_encoder(self, stories: list[str]) -> None:
         """Fits the encoder's start to training stories: salience, and the scale of the vectors."""
-        ids = self.lm.tokenizer(stories[:4096], add_special_tokens=False)["input_ids"]
+        ids = token_ids(self.lm.tokenizer, stories[:4096])
         self.encoder.init_salience(ids)
         if self.config.codebook_init == "words":
             self.init_words(ids)
@@ -2225,9 +2110,9 @@ class StoryModel(nn.Module):
         return torch.cat([self.encode(*self.tokenize(batch)[:2]).codes for batch in batches])
 
     def estimate_slot_fisher(self, stories: list[str]) -> None:
-        """The mean squared gradient of the text NLL in each slot's vector, which is the trace of
-        its Fisher information: up to a factor, the nats that a small squared distance there costs.
-        Relative to the largest slot, and at least 0.01."""
+        """The mean squared gradient of the text NLL in each slot's vector, the trace of its Fisher
+        information: up to a factor, the nats that a small squared distance there costs. Relative to
+        the largest slot, and at least 0.01."""
         fisher = torch.zeros(NUM_SLOTS, device=self.lm.device)
         for batch in batched(stories, self.config.eval_batch_size):
             codes = self.encode_stories(batch)
@@ -2249,12 +2134,14 @@ CHECKPOINT_KEYS = ("config", "step", "model", "backbones")
 RESUME_KEYS = ("optimizer", "lr_scheduler", "scaler", "position", "data")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
+@contextmanager
+def open_atomically(path: Path):
+    """A file that is forced to the disk, and takes the name `path` once the block has ended without
+    an error. On failure nothing is left of it and an older file of that name stays."""
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -2264,16 +2151,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Writes beside the target, forces the bytes to the disk, reads them back, and only then takes
-    the name. On failure nothing is left of it and an older file of that name stays."""
-    part = path.with_name(path.name + ".part")
+    """Writes beside the target, reads the bytes back, and only then takes the name."""
     try:
-        with open(part, "wb") as file:
+        with open_atomically(path) as file:
             torch.save(checkpoint, file)
             file.flush()
-            os.fsync(file.fileno())
-        check_archive(part)
-        os.replace(part, path)
+            check_archive(Path(file.name))
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)  # the name, too, is on the disk
         os.close(folder)
@@ -2282,9 +2165,6 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
         free = shutil.disk_usage(path.parent).free / 1e6 if path.parent.is_dir() else 0.0
         reason = f"{needed:.1f} MB needed, {free:.1f} MB free; {str(error).splitlines()[0]}"
         raise StoryError(f"{path} cannot be written: {reason}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def iter_tensors(value) -> Iterator[Tensor]:
@@ -2354,8 +2234,7 @@ def newest_readable(found: list[Path]) -> dict:
 
 
 def find_checkpoint(name: str) -> Path:
-    """The file of a checkpoint; the newest of a folder of them; what `export` wrote into a folder
-    or pushed to a hub id."""
+    """A checkpoint's file, the newest of a folder of them, or what `export` wrote or pushed."""
     path = Path(name)
     if path.is_dir() and list_checkpoints(path):
         return list_checkpoints(path)[-1]
@@ -2364,9 +2243,8 @@ def find_checkpoint(name: str) -> Path:
     if path.is_file():
         return path
     if path.suffix or path.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise StoryError(
-            f"{name} does not exist: train writes ckpt_STEP.pt into its --output_dir", 2
-        )
+        remedy = "train writes ckpt_STEP.pt into its --output_dir"
+        raise StoryError(f"{name} does not exist: {remedy}", 2)
     from huggingface_hub import snapshot_download
 
     with model_load_errors(name, "ckpt"):
@@ -2374,19 +2252,6 @@ def find_checkpoint(name: str) -> Path:
 
 
 EXPORTED = ["model.safetensors", "config.json", "README.md"]
-MODEL_CARD = """---
-library_name: storydiffusion
-tags: [story-generation, vector-quantization]
-base_model: {bases}
----
-# A storyboard of StoryDiffusion
-
-The trained part of a StoryDiffusion model after {step} steps: storyboard encoder, codebook of
-{codes} codes, prior and soft prompt. The language model ({lm}) and the latent
-diffusion ({diffusion}) that it was trained with are frozen and not in here.
-
-    python story_generative_model.py generate --ckpt {name} --prompt "The red fox"
-"""
 
 
 def export(config: Config, checkpoint: dict) -> Path:
@@ -2399,15 +2264,16 @@ def export(config: Config, checkpoint: dict) -> Path:
     models = {name: getattr(config, name) for name in ("lm_model", "lm_adapter", "diffusion_model")}
     trained = dataclasses.replace(checkpoint["config"], **models)  # which may have moved
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint["model"].items()}
-    save_file(tensors, folder / EXPORTED[0])
-    settings = {key: checkpoint[key] for key in ("step", "backbones")}
-    settings = dict(config=dataclasses.asdict(trained), **settings)
-    (folder / EXPORTED[1]).write_text(json.dumps(settings, indent=2) + "\n")
+    weights, settings, card = (folder / name for name in EXPORTED)
+    save_file(tensors, weights)
+    facts = {key: checkpoint[key] for key in ("step", "backbones")}
+    facts = dict(config=dataclasses.asdict(trained), **facts)
+    settings.write_text(json.dumps(facts, indent=2) + "\n")
     models = dict(lm=trained.lm_model, diffusion=trained.diffusion_model)
     on_hub = [name for name in models.values() if not Path(resolve_model_path(name)).is_dir()]
     facts = dict(step=checkpoint["step"], codes=trained.num_codes, bases=json.dumps(on_hub))
-    name = config.push_to_hub or str(folder)
-    (folder / EXPORTED[2]).write_text(MODEL_CARD.format(**models, **facts, name=name), "utf-8")
+    facts |= models | {"ckpt": config.push_to_hub or folder}
+    card.write_text(render_template("model_card.md", **facts) + "\n", "utf-8")
     print(folder)
     if config.push_to_hub:
         push_folder(folder, config.push_to_hub)
@@ -2441,11 +2307,8 @@ def load_export(path: Path) -> dict:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """ckpt_STEP.pt of a folder, oldest first."""
-    found = []
-    for path in folder.glob("ckpt_*.pt"):
-        if match := re.fullmatch(r"ckpt_(\d+)\.pt", path.name):
-            found.append((int(match[1]), path))
-    return [path for _, path in sorted(found)]
+    found = [path for path in folder.glob("ckpt_*.pt") if re.fullmatch(r"ckpt_\d+", path.stem)]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("ckpt_")))
 
 
 def rotate_checkpoints(folder: Path, limit: int, resumed_from: str = "") -> None:
@@ -2510,8 +2373,7 @@ class IllustratedStory(NamedTuple):
 
 
 def parse_storyboard(text: str, num_codes: int) -> list[int | str | None]:
-    """'3 dragon _ _ 5 _ _ _' -> a code, a code's word or None for each slot; the empty text pins
-    nothing."""
+    """'3 dragon _ _ 5 _ _ _' -> a code, a code's word or None for each slot; '' pins nothing."""
     words = text.replace(",", " ").split() or ["_"] * NUM_SLOTS
     if len(words) != NUM_SLOTS:
         wanted = f"needs {NUM_SLOTS} places, a code, its word or _ each"
@@ -2541,18 +2403,13 @@ def find_codes(model: StoryModel, pinned: list[int | str | None]) -> list[int | 
     for word in pinned:
         if isinstance(word, str) and word.lower() not in words:
             near = ", ".join(get_close_matches(word.lower(), words, 5, cutoff=0))
-            raise StoryError(
-                f"--storyboard: no code says {word[:20]!r}; spelled like it are {near}, and "
-                "the command codebook lists them",
-                2,
-            )
+            lists = f"spelled like it are {near}, and the command codebook lists them"
+            raise StoryError(f"--storyboard: no code says {word[:20]!r}; {lists}", 2)
     return [words[code.lower()] if isinstance(code, str) else code for code in pinned]
 
 
 @torch.no_grad()
-def draw_storyboard(
-    model: StoryModel, prompt: str, pinned: list, config: Config, seed: int
-) -> Tensor:
+def draw_storyboard(model, prompt: str, pinned: list, config: Config, seed: int) -> Tensor:
     """One storyboard (S,) from p(z | prompt), with the pinned slots as they are."""
     if pinned and None not in pinned:
         return torch.tensor(pinned, device=model.lm.device)
@@ -2577,9 +2434,8 @@ ORDER = re.compile(r"(please|write|tell|make up|give|can you|could you)\b", re.I
 
 
 def opening(prompt: str) -> str:
-    """How a typed line opens its story, in an adapter's training and at use: a sentence, or the
-    start of one, goes on behind a space (which is the next token's); a title, a wish, an order or a
-    question stands on a line of its own."""
+    """How a typed line opens its story, in an adapter's training and at use: a sentence goes on
+    behind a space (the next token's); a title, wish, order or question has a line of its own."""
     goes_on = GOES_ON.search(prompt) and not ORDER.match(prompt)
     return prompt if goes_on else prompt + "\n"
 
@@ -2597,8 +2453,8 @@ def cut_into_panels(tokenizer, story: str, panels: int) -> list[str]:
     tokens end; in fewer if it has fewer sentences."""
     sentences = split_sentences(story)
     stripped = [sentence.strip() for sentence in sentences]
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in stripped]
-    ends = np.cumsum([len(row) for row in ids])  # tokens up to the end of each sentence
+    lengths = [len(token_ids(tokenizer, text)) for text in stripped]
+    ends = np.cumsum(lengths)  # tokens up to the end of each sentence
     panels = min(panels, len(sentences))
     cuts = [0]
     for number in range(1, panels):
@@ -2620,8 +2476,7 @@ def panel_texts(parts: list[str], kind: str) -> list[str]:
 
 @torch.no_grad()
 def write_stories(model: StoryModel, config: Config, prompts, seeds, pinned) -> tuple[Tensor, list]:
-    """A storyboard (B, S) for each prompt, and the stories; slots of `pinned` keep their codes,
-    which may be given by their words."""
+    """A storyboard (B, S) for each prompt, and the stories; `pinned` are codes or their words."""
     model.hold(model.lm)
     pinned = find_codes(model, pinned)
     pairs = zip(prompts, seeds)
@@ -2633,9 +2488,7 @@ def write_stories(model: StoryModel, config: Config, prompts, seeds, pinned) -> 
 
 
 @torch.no_grad()
-def illustrate(
-    model: StoryModel, config: Config, prompts: list, seeds: list
-) -> list[IllustratedStory]:
+def illustrate(model, config: Config, prompts: list, seeds: list) -> list[IllustratedStory]:
     """Stories and their pictures, in one batch each; a story is a function of the model, the
     configuration, its prompt and its seed."""
     pinned = parse_storyboard(config.storyboard, model.prior.num_codes)
@@ -2667,11 +2520,9 @@ def repaint(model: StoryModel, config: Config, states, mask, seeds: list, images
         place = number - 1
         if place < len(images):  # an edited story may have fewer panels
             seeds[place] = seed
-            batch = slice(None) if shared else slice(place, number)
-            painted = model.diffusion.sample_images(
-                states[batch], mask[batch], config, seeds[batch]
-            )
-            images[place] = painted[place if shared else 0]
+            part = slice(None) if shared else slice(place, number)
+            batch = (states[part], mask[part], config, seeds[part])
+            images[place] = model.diffusion.sample_images(*batch)[place if shared else 0]
 
 
 def parse_redo(text: str) -> list[tuple[int, int]]:
@@ -2681,22 +2532,21 @@ def parse_redo(text: str) -> list[tuple[int, int]]:
 
 def read_prompts(config: Config) -> list[str]:
     """The prompts of --prompt or --prompts_file, with single spaces."""
-    if config.prompts_file:
-        path = Path(config.prompts_file)
+    lines = [config.prompt]
+    if path := config.prompts_file and Path(config.prompts_file):
         try:
             lines = path.read_text("utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise StoryError(f"--prompts_file {path} cannot be read: {error}", 2) from error
-        prompts = [" ".join(line.split()) for line in lines if line.strip()]
-        if not prompts:
-            raise StoryError(f"--prompts_file {path} holds no prompt: put one on each line", 2)
-        if config.prompt:
-            raise StoryError("--prompt and --prompts_file: give one of them", 2)
-        return prompts
-    if not config.prompt.strip():
+    prompts = [" ".join(line.split()) for line in lines if line.strip()]
+    if not prompts and path:
+        raise StoryError(f"--prompts_file {path} holds no prompt: put one on each line", 2)
+    if not prompts:
         example = '--prompt "The red fox and the golden key"'
         raise StoryError(f"--prompt is empty: give the opening line, such as {example}", 2)
-    return [" ".join(config.prompt.split())]
+    if path and config.prompt:
+        raise StoryError("--prompt and --prompts_file: give one of them", 2)
+    return prompts
 
 
 def check_prompt(model: StoryModel, prompt: str) -> None:
@@ -2704,15 +2554,13 @@ def check_prompt(model: StoryModel, prompt: str) -> None:
     controls = (letter for letter in prompt if unicodedata.category(letter) in ("Cc", "Cs"))
     if control := next(controls, None):
         raise StoryError(f"the prompt holds a control character, {control!r}: {prompt[:40]!r}", 2)
-    length = len(model.lm.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    length = len(token_ids(model.lm.tokenizer, prompt))
     if length >= model.max_tokens:
         limit = f"more than the model's context of {model.lm.context}"
         raise StoryError(f"the prompt has {length} tokens, {limit}", 2)
 
 
-def make_record(
-    result: IllustratedStory, seed: int, config: Config, model, checkpoint: dict
-) -> dict:
+def make_record(result, seed: int, config: Config, model: StoryModel, checkpoint: dict) -> dict:
     """All that made a story: enough, with the checkpoint that is named, to make it again."""
     diffusion = dict(name=config.diffusion_model, revision=model.diffusion.revision)
     scheduler = dict(name=type(model.diffusion.pipeline.scheduler).__name__, revision="")
@@ -2756,11 +2604,8 @@ def read_record(path: str) -> dict:
     try:
         record = json.loads(record_text(path))
         parse_storyboard(" ".join(str(int(code)) for code in record["storyboard"]), 10**9)
-        settings = {
-            name: record["settings"][name]
-            for name in RECORDED_SETTINGS
-            if name in record["settings"]
-        }
+        recorded = record["settings"]
+        settings = {name: recorded[name] for name in RECORDED_SETTINGS if name in recorded}
         panels = [dict(panel, seed=int(panel["seed"])) for panel in record["panels"]]
         parsed = dict(prompt=str(record["prompt"]), seed=int(record["seed"]), panels=panels)
         return dict(record, settings=settings, **parsed)
@@ -2786,8 +2631,7 @@ def replay_config(config: Config, given: set[str]) -> tuple[Config, dict]:
 
 
 def add_redo(record: dict, config: Config, given: set[str]) -> str:
-    """The record's setting `redo` with one more picture and its seed: --seed, or one that no
-    picture had."""
+    """The record's setting `redo` with one more picture and its seed: --seed, or an unused one."""
     panels = record["panels"]
     if not (re.fullmatch("[1-8]", config.redo) and int(config.redo) <= len(panels)):
         wanted = f"is not a picture of {config.source}, which has {len(panels)}"
@@ -2868,7 +2712,9 @@ def list_jobs(model: StoryModel, config: Config, prompts: list[str]) -> list[tup
 
 def write_output(path: Path, make_bytes) -> None:
     try:
-        write_atomically(path, make_bytes())
+        content = make_bytes()
+        with open_atomically(path) as file:
+            file.write(content)
     except OSError as error:
         raise StoryError(f"--output {path} cannot be written: {error}") from error
 
@@ -3144,11 +2990,12 @@ def title_of(result: IllustratedStory) -> str:
 
 
 def render_template(name: str, **values) -> str:
-    """A page of assets/templates; jinja2 escapes the values."""
+    """A page of assets/templates; jinja2 escapes the values in markup."""
     import jinja2
 
     loader = jinja2.FileSystemLoader(ROOT / "assets" / "templates")
-    return jinja2.Environment(loader=loader, autoescape=True).get_template(name).render(values)
+    markup = jinja2.select_autoescape(("html", "xhtml", "xml", "opf"))
+    return jinja2.Environment(loader=loader, autoescape=markup).get_template(name).render(values)
 
 
 def as_html(result: IllustratedStory, record: dict, original: dict | None) -> bytes:
@@ -3163,15 +3010,14 @@ def as_html(result: IllustratedStory, record: dict, original: dict | None) -> by
     checkpoint = record["checkpoint"]
     facts["checkpoint"] = f"{checkpoint['name']}, sha256 {checkpoint['sha256'][:16]}"
     facts |= {name: model["name"] for name, model in record["models"].items()}
-    page = render_template(
+    return render_template(
         "story.html",
         title=title_of(result),
         chips=list(zip(result.storyboard, record["words"], before, colors)),
         panels=panels,
         facts=facts | {"versions": record["versions"]},
         record=json.dumps(record, ensure_ascii=False).replace("<", "\\u003c"),
-    )
-    return page.encode()
+    ).encode()
 
 
 def mark_changes(before: str | None, parts: list[str]) -> list[list[tuple[str, str]]]:
@@ -3187,18 +3033,15 @@ def mark_changes(before: str | None, parts: list[str]) -> list[list[tuple[str, s
             gone[first] = " ".join(old[start:end])
     marked, first = [], 0
     for part in parts:
-        last, runs = first + len(part.split()), []
+        last, words = first + len(part.split()), []
         at_end = last == len(new)  # what is gone from the very end stands behind the last word
         for place in range(first, last + at_end):
             if gone.get(place):
-                runs.append(("gone", gone[place]))
+                words.append(("gone", gone[place]))
             if place < last:
-                kind = "new" if place in changed else "same"
-                if runs and runs[-1][0] == kind:
-                    runs[-1] = (kind, f"{runs[-1][1]} {new[place]}")
-                else:
-                    runs.append((kind, new[place]))
-        marked.append(runs)
+                words.append(("new" if place in changed else "same", new[place]))
+        runs = groupby(words, key=lambda pair: pair[0])
+        marked.append([(kind, " ".join(word for _, word in run)) for kind, run in runs])
         first = last
     return marked
 
@@ -3209,8 +3052,7 @@ def code_color(code: int) -> str:
 
 
 def storyboard_image(codes: np.ndarray, side: int = 12) -> np.ndarray:
-    """Storyboards (N, S) as a picture (N side, S side, 3) uint8: a row for each story, a colour for
-    each code."""
+    """Storyboards (N, S) -> (N side, S side, 3) uint8: a row for a story, a colour for a code."""
     colors = {code: code_color(code).replace(" ", ",") for code in np.unique(codes).tolist()}
     pixels = [[ImageColor.getrgb(colors[code]) for code in row] for row in codes.tolist()]
     return np.array(pixels, dtype=np.uint8).repeat(side, 0).repeat(side, 1)
@@ -3280,19 +3122,15 @@ def measure_text(
 
 
 @torch.no_grad()
-def measure_retrieval(
-    model, stories: list[str], codes: Tensor, config: Config, among=64
-) -> np.ndarray:
+def measure_retrieval(model, stories: list, codes: Tensor, config: Config, among=64) -> np.ndarray:
     """Whether, of the storyboards of `among` stories, its own makes a story likeliest: argmax of
     p_psi(s | z) over z. (N,) of 0 and 1; codes (N, S)."""
     found = []
     for start in range(0, len(stories), among):
         end = min(start + among, len(stories))
         first = max(0, end - among)  # the last group borrows candidates from the one before
-        batches = [
-            model.tokenize(part) for part in batched(stories[first:end], config.eval_batch_size)
-        ]
-        nll = []
+        parts = batched(stories[first:end], config.eval_batch_size)
+        batches, nll = [model.tokenize(part) for part in parts], []
         soft_prompts = model.prompt_embeds(codes[first:end]).split(1)
         for soft in progress_bar(soft_prompts, desc="retrieval"):
             parts = [model.lm.nll(soft.expand(len(part[0]), -1, -1), *part) for part in batches]
@@ -3307,21 +3145,18 @@ TIGHT_NEIGHBORS = 1024
 
 
 @torch.no_grad()
-def measure_tight_bound(
-    model: StoryModel, stories: list[str], codes: Tensor, config: Config
-) -> dict:
+def measure_tight_bound(model: StoryModel, stories: list, codes: Tensor, config: Config) -> dict:
     """elbo_tight (N,): log of the sum of p(s, z) over the storyboard and its one-slot neighbours,
     the likeliest TIGHT_NEIGHBORS of them by the prior if there are more. A bound on log p(s) that
     is never looser than one storyboard's. NaN beyond the first TIGHT_STORIES. codes (N, S)."""
     bounds = np.full(len(stories), np.nan)
     for place in progress_bar(range(min(len(stories), TIGHT_STORIES)), desc="tight bound"):
-        boards = torch.cat(
-            [codes[[place]], one_slot_neighbors(codes[place], model.prior.num_codes)]
-        )
+        neighbors = one_slot_neighbors(codes[place], model.prior.num_codes)
+        boards = torch.cat([codes[[place]], neighbors])
         parts = boards.split(config.eval_batch_size)
         latent_nll = torch.cat([model.prior.nll(part) for part in parts])
         latent_nll[1:], order = latent_nll[1:].sort()
-        boards = torch.cat([boards[:1], boards[1:][order]])[: 1 + TIGHT_NEIGHBORS]
+        boards = torch.cat([boards[:1], neighbors[order]])[: 1 + TIGHT_NEIGHBORS]
         story, nll = model.tokenize([stories[place]]), []
         for part in boards.split(config.eval_batch_size):
             expanded = (x.expand(len(part), *x.shape[1:]) for x in story)
@@ -3332,8 +3167,7 @@ def measure_tight_bound(
 
 
 def one_slot_neighbors(codes: Tensor, num_codes: int) -> Tensor:
-    """A storyboard (S,) -> the S (K - 1) storyboards (S (K - 1), S) that differ from it in one
-    slot."""
+    """A storyboard (S,) -> those that differ from it in one slot, (S (K - 1), S)."""
     neighbors = codes.repeat(NUM_SLOTS, num_codes, 1)  # (S, K, S)
     slots, every = torch.arange(NUM_SLOTS), torch.arange(num_codes, device=codes.device)
     neighbors[slots, :, slots] = every
@@ -3344,7 +3178,7 @@ def one_slot_neighbors(codes: Tensor, num_codes: int) -> Tensor:
 def measure_images(model: StoryModel, rows: list[Row], folder: Path, config: Config) -> dict:
     """diffusion_nll.KIND (N,): the denoising error of one panel of each story with its own text,
     and with another story's, on common noise; NaN for a story without a picture."""
-    errors = {"true": np.full(len(rows), np.nan), "shuffled_story": np.full(len(rows), np.nan)}
+    errors = {kind: np.full(len(rows), np.nan) for kind in ("true", "shuffled_story")}
     pictured = [place for place, row in enumerate(rows) if row.pictured]
     if not pictured:
         log("no story has a picture: the diffusion NLL is left out")
@@ -3397,13 +3231,13 @@ def measure_continuations(model: StoryModel, rows: list[Row], config: Config) ->
     nll = {"resampled": [], "prior": []}
     for number, row in enumerate(progress_bar(rows, desc="continuations")):
         tokens, mask, cut = model.tokenize([row.story])
-        opening = int(model.tokenize([row.prompt])[1].sum())  # tokens of the prompt
+        length = int(model.tokenize([row.prompt])[1].sum())  # tokens of the prompt
         no_end = torch.ones_like(cut)
         for kind, candidates in (("resampled", config.num_storyboards), ("prior", 1)):
             drawing = dataclasses.replace(config, num_storyboards=candidates)
             codes = draw_storyboard(model, row.prompt, [], drawing, config.seed + number)
             soft = model.prompt_embeds(codes[None])
-            prompt_nll = model.lm.nll(soft, tokens[:, :opening], mask[:, :opening], no_end)
+            prompt_nll = model.lm.nll(soft, tokens[:, :length], mask[:, :length], no_end)
             nll[kind].append(float(model.lm.nll(soft, tokens, mask, cut) - prompt_nll))
     return {f"continuation_nll.{kind}": np.array(values) for kind, values in nll.items()}
 
@@ -3427,8 +3261,7 @@ def measure_edits(model: StoryModel, rows: list[Row], codes: Tensor, config: Con
         soft = [model.prompt_embeds(board[batch.start : batch.stop]) for board in (codes, edited)]
         written = [model.lm.generate_text(one, prompts, config, seeds) for one in soft]
         for slot, *texts in zip(slots[batch.start : batch.stop].tolist(), prompts, *written):
-            ids = model.lm.tokenizer(texts, add_special_tokens=False)["input_ids"]
-            prompt, before, after = ids
+            prompt, before, after = token_ids(model.lm.tokenizer, texts)
             chunk = range(slot * len(before) // NUM_SLOTS, (slot + 1) * len(before) // NUM_SLOTS)
             changed = changed_positions(before, after)
             behind = range(len(prompt), len(before))
@@ -3438,8 +3271,7 @@ def measure_edits(model: StoryModel, rows: list[Row], codes: Tensor, config: Con
 
 
 def changed_positions(before: list[int], after: list[int]) -> list[int]:
-    """A position in `before` for each token that is replaced, deleted or inserted on the way to
-    `after`."""
+    """A position in `before` for each token replaced, deleted or inserted to make `after`."""
     positions = []
     matcher = SequenceMatcher(None, before, after, autojunk=False)
     for kind, start, end, first, last in matcher.get_opcodes():
@@ -3571,12 +3403,11 @@ def evaluate(config: Config, checkpoint: dict) -> dict:
         raise StoryError(f"--output {config.output} must be in a folder that exists", 2)
     rows = list(read_rows(config.data_root, config.split, config.max_val_samples))
     folder = Path(config.data_root) / config.split
-    device, dtype = pick_device()
-    model = load_model(checkpoint, config, device, dtype)
+    model = load_model(checkpoint, config, *pick_device())
     stories = [row.story for row in rows]
     kinds = ("true", "shuffled", "prior", "constant", "none")
     text = measure_text(model, stories, config, kinds)
-    codes = torch.from_numpy(text.codes).to(device)
+    codes = torch.from_numpy(text.codes).to(model.lm.device)
     others = measure_tight_bound(model, stories, codes, config)
     others |= {"retrieval_at_64": measure_retrieval(model, stories, codes, config)}
     others |= measure_continuations(model, rows, config) | measure_edits(model, rows, codes, config)
@@ -3621,9 +3452,7 @@ def distinctive_terms(inside: list[set], expected: dict, most: int) -> list[tupl
 def chunk_words(model: StoryModel, story: str) -> list[set[str]]:
     """The words of each of a story's eight chunks, lower-cased."""
     tokenizer = model.lm.tokenizer
-    tokens = torch.tensor(
-        tokenizer(story, add_special_tokens=False)["input_ids"][: model.max_tokens]
-    )
+    tokens = torch.tensor(token_ids(tokenizer, story)[: model.max_tokens])
     members = chunk_membership(torch.ones(1, len(tokens), dtype=torch.bool))[0]  # (S, T)
     chunks = [tokenizer.decode(tokens[row]).lower() for row in members]
     return [set(re.findall(r"\w+", chunk)) for chunk in chunks]
@@ -3635,9 +3464,7 @@ def explain_codes(model: StoryModel, rows: list[Row], config: Config) -> list[Co
     codes = model.encode_stories([row.story for row in rows]).cpu().numpy()  # (N, S)
     words = [chunk_words(model, row.story) for row in rows]
     factors = [{f"{name} {value}" for name, value in row.factors.items()} for row in rows]
-    word_shares = []
-    for slot in range(NUM_SLOTS):
-        word_shares.append(document_frequencies([story[slot] for story in words]))
+    word_shares = [document_frequencies(slot) for slot in zip(*words)]  # of each slot
     factor_shares, meanings = document_frequencies(factors), []
     for code, count in Counter(codes.flatten().tolist()).most_common(config.top_codes):
         places = np.argwhere(codes == code).tolist()  # [story, slot]
@@ -3653,7 +3480,7 @@ def explain_codes(model: StoryModel, rows: list[Row], config: Config) -> list[Co
     return meanings
 
 
-def document_frequencies(sets: list[set[str]]) -> dict[str, float]:
+def document_frequencies(sets: Sequence[set[str]]) -> dict[str, float]:
     """In which share of the sets each term is."""
     counts = Counter(term for one in sets for term in one)
     return {term: count / len(sets) for term, count in counts.items()}
@@ -3719,20 +3546,15 @@ def make_optimizer(model: StoryModel, config: Config) -> torch.optim.Optimizer:
     """AdamW on all that is trained. Prior and soft prompt have learning rates of their own. The
     constant prompt's is scaled by what one step of AdamW moves the map's output, a sum over D
     numbers at the scale of the embeddings, so that the baseline learns as fast as the map."""
-    soft_prompt = model.soft_prompt
-    soft_rate = config.learning_rate * config.soft_prompt_lr_scale
-    constant_scale = soft_prompt.embed_std * config.code_dim
+    soft_prompt, decay = model.soft_prompt, config.adam_weight_decay
+    rate = config.learning_rate * config.soft_prompt_lr_scale
+    scale = soft_prompt.embed_std * config.code_dim
     maps = [p for p in soft_prompt.parameters() if p is not soft_prompt.constant]
-    decay = config.adam_weight_decay
     groups = [
         dict(params=list(model.encoder.parameters())),
         dict(params=list(model.prior.parameters()), lr=config.prior_learning_rate),
-        dict(params=maps, lr=soft_rate),
-        dict(
-            params=[soft_prompt.constant],
-            lr=soft_rate * constant_scale,
-            weight_decay=decay / constant_scale,
-        ),
+        dict(params=maps, lr=rate),
+        dict(params=[soft_prompt.constant], lr=rate * scale, weight_decay=decay / scale),
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=decay)
 
@@ -3764,9 +3586,8 @@ FISHER_STORIES = 128
 
 
 def finetune_prior(model: StoryModel, stories, config: Config, batch: int = PRIOR_BATCH) -> None:
-    """The end of a training, the same on every process. The rate is weighed by each slot's Fisher
-    information, and the prior, which lagged behind codes that moved, is fitted to the final codes,
-    in rounds, since they depend on the prior in turn."""
+    """The end of a training, the same on every process: the rate is weighed by each slot's Fisher
+    information, and the prior is fitted to the final codes, in rounds, since they depend on it."""
     model.estimate_slot_fisher(stories[:FISHER_STORIES])
     steps = min(config.prior_steps, PRIOR_EPOCHS * len(stories) // batch)
     for _ in range(PRIOR_ROUNDS):
@@ -3775,9 +3596,8 @@ def finetune_prior(model: StoryModel, stories, config: Config, batch: int = PRIO
 
 def fit_prior(model: StoryModel, codes: Tensor, steps: int, config: Config, batch: int) -> None:
     """Trains the prior alone, on storyboards (N, S)."""
-    optimizer = torch.optim.AdamW(
-        model.prior.parameters(), config.prior_learning_rate, weight_decay=config.adam_weight_decay
-    )
+    rate, decay = config.prior_learning_rate, config.adam_weight_decay
+    optimizer = torch.optim.AdamW(model.prior.parameters(), rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, max(1, steps))
     for step in progress_bar(range(steps), desc="prior"):
         generator = make_generator(config.seed, Stream.PRIOR_FIT, step)
@@ -3797,9 +3617,9 @@ class Trainer:
         from diffusers.optimization import get_scheduler
 
         self.config, self.folder = config, Path(config.output_dir)
-        sizes, skip_bad = (config.max_train_samples, config.max_val_samples), config.skip_bad_rows
-        self.rows = read_rows(config.data_root, "train", sizes[0], skip_bad)
-        self.held_out = list(read_rows(config.data_root, "val", sizes[1], skip_bad))
+        root, skip_bad = config.data_root, config.skip_bad_rows
+        self.rows = read_rows(root, "train", config.max_train_samples, skip_bad)
+        self.held_out = list(read_rows(root, "val", config.max_val_samples, skip_bad))
         self.data = dict(stories=len(self.rows), sha256=self.rows.digest)
         device, dtype = pick_device()
         self.accelerator = Accelerator(
@@ -3807,9 +3627,9 @@ class Trainer:
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )  # the prior has no gradient before the codebook is initialised
-        if self.accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
-            other = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-            other += f"={self.accelerator.gradient_accumulation_steps}"
+        accumulated = self.accelerator.gradient_accumulation_steps
+        if accumulated != config.gradient_accumulation_steps:
+            other = f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={accumulated}"
             given = f"--gradient_accumulation_steps {config.gradient_accumulation_steps}"
             raise StoryError(f"{other} in the environment, {given} here: make them one number", 2)
         device, checkpointing = self.accelerator.device, config.gradient_checkpointing
@@ -3817,8 +3637,7 @@ class Trainer:
         lm = load_language_model(config, device, dtype, checkpointing)
         diffusion = LatentDiffusion(config.diffusion_model, device, dtype, checkpointing)
         self.model = StoryModel(config, lm, diffusion)
-        checked = self.rows[:CHECKED_ROWS]
-        self.model.init_encoder([row.story for row in checked])
+        self.model.init_encoder([row.story for row in self.rows[:CHECKED_ROWS]])
         optimizer = make_optimizer(self.model, config)
         steps = dict(num_warmup_steps=config.lr_warmup_steps)
         steps |= dict(num_training_steps=config.max_train_steps)
@@ -3840,8 +3659,7 @@ class Trainer:
 
     @property
     def stories_per_step(self) -> int:
-        config = self.config
-        batch = config.train_batch_size * config.gradient_accumulation_steps
+        batch = self.config.train_batch_size * self.config.gradient_accumulation_steps
         return batch * self.accelerator.num_processes
 
     def sample_stories(self, count: int) -> list[str]:
@@ -3876,22 +3694,14 @@ class Trainer:
 
     def loader(self) -> DataLoader:
         """Endless batches from the run's position in the stream on."""
-        config, model = self.config, self.model
-        batches = StoryBatches(
-            len(self.rows),
-            config.train_batch_size,
-            self.diffusion_stories,
-            config.seed,
-            self.position,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            self.diffusion_every,
-        )
-        folder, resolution = Path(config.data_root) / "train", model.diffusion.resolution
-        limits = (model.max_tokens, resolution, config.seed)
+        config, model, folder = self.config, self.model, Path(self.config.data_root) / "train"
+        limits = (model.max_tokens, model.diffusion.resolution, config.seed)
+        sizes = (len(self.rows), config.train_batch_size, self.diffusion_stories)
+        stream = dict(seed=config.seed, position=self.position, every=self.diffusion_every)
+        stream |= dict(rank=self.accelerator.process_index, ranks=self.accelerator.num_processes)
         return DataLoader(
             StoryDataset(self.rows, folder, model.lm.tokenizer, *limits),
-            batch_sampler=batches,
+            batch_sampler=StoryBatches(*sizes, **stream),
             collate_fn=partial(collate, max_tokens=model.max_tokens),
             num_workers=config.dataloader_num_workers,
             worker_init_fn=ignore_signals,
@@ -3943,10 +3753,9 @@ class Trainer:
             if done or self.step % config.checkpointing_steps == 0 or stopped:
                 self.save()
             if stopped:
-                name = signal.Signals(stopped).name
+                message = f"stopped by {signal.Signals(stopped).name} after step {self.step}"
                 resume = "go on with --resume_from_checkpoint latest"
-                message = f"stopped by {name} after step {self.step}; {resume}"
-                raise StoryError(message, 128 + stopped)
+                raise StoryError(f"{message}; {resume}", 128 + stopped)
             if done or self.step % config.validation_steps == 0:
                 self.validate()
             if done:
@@ -3979,8 +3788,7 @@ class Trainer:
         raise StoryError(f"{message} {cause}")
 
     def noise_generator(self) -> torch.Generator:
-        """Noise of the diffusion NLL: a function of the step, so that a resumed run draws the
-        same."""
+        """Noise of the diffusion NLL, a function of the step: a resumed run draws the same."""
         micro_step = self.micro_step % self.config.gradient_accumulation_steps
         key = (self.step, micro_step, self.accelerator.process_index)
         return make_generator(self.config.seed, Stream.DIFFUSION_NOISE, *key)
@@ -3991,24 +3799,23 @@ class Trainer:
         if not self.writer:
             return
         (step, started), now = self.clock, time.monotonic()
-        codes_used, code_perplexity = self.model.encoder.quantizer.usage()
+        codes_used, codebook_perplexity = self.model.encoder.quantizer.usage()
         stories = (self.step - step) * self.stories_per_step
-        self.add_scalars(
-            {
-                "elbo/text_nll": means.text_nll,
-                "elbo/latent_nll": means.latent_nll,
-                "elbo/commitment": means.commitment,
-                "elbo/diffusion_nll": means.diffusion_nll,
-                "elbo/loss": means.total,
-                "storyboard/constant_minus_true": means.constant_nll - means.text_nll,
-                "storyboard/codes_used": codes_used,
-                "storyboard/perplexity": code_perplexity,
-                "storyboard/vote_share": means.vote_share,
-                "optim/learning_rate": self.schedule.get_last_lr()[0],
-                "optim/grad_norm": self.grad_norm,
-                "speed/stories_per_second": stories / (now - started),
-            }
-        )
+        points = {
+            "elbo/text_nll": means.text_nll,
+            "elbo/latent_nll": means.latent_nll,
+            "elbo/commitment": means.commitment,
+            "elbo/diffusion_nll": means.diffusion_nll,
+            "elbo/loss": means.total,
+            "storyboard/constant_minus_true": means.constant_nll - means.text_nll,
+            "storyboard/codes_used": codes_used,
+            "storyboard/perplexity": codebook_perplexity,
+            "storyboard/vote_share": means.vote_share,
+            "optim/learning_rate": self.schedule.get_last_lr()[0],
+            "optim/grad_norm": self.grad_norm,
+            "speed/stories_per_second": stories / (now - started),
+        }
+        self.add_scalars(points)
         postfix = dict(text_nll=means.text_nll, latent_nll=means.latent_nll)
         progress.set_postfix({name: f"{value:.1f}" for name, value in postfix.items()})
         self.clock = (self.step, now)
@@ -4026,21 +3833,19 @@ class Trainer:
             self.model.eval()
             text = measure_text(self.model, [row.story for row in self.held_out], self.config)
             nll = {kind: float(values.mean()) for kind, values in text.text_nll.items()}
-            latent_nll, bit = float(text.latent_nll.mean()), math.log(2)
-            points = {f"valid/text_nll_{kind}": value for kind, value in nll.items()}
-            points |= {
-                "valid/latent_nll": latent_nll,
-                "valid/bits_returned": (nll["constant"] - nll["true"]) / bit,
-                "valid/bits_spent": latent_nll / bit,
-                "valid/efficiency": (nll["constant"] - nll["true"]) / latent_nll,
-                "valid/vote_share": float(text.vote_share.mean()),
-                "valid/codes_used": float(len(np.unique(text.codes))),
-                "valid/perplexity": code_perplexity(text.codes, self.config.num_codes),
-            }
-            self.add_scalars(points)
-            figures = [
-                f"{name.removeprefix('valid/')} {value:.2f}" for name, value in points.items()
-            ]
+            returned, spent = nll["constant"] - nll["true"], float(text.latent_nll.mean())  # nats
+            points = {f"text_nll_{kind}": value for kind, value in nll.items()}
+            points |= dict(
+                latent_nll=spent,
+                bits_returned=returned / math.log(2),
+                bits_spent=spent / math.log(2),
+                efficiency=returned / spent,
+                vote_share=float(text.vote_share.mean()),
+                codes_used=float(len(np.unique(text.codes))),
+                perplexity=code_perplexity(text.codes, self.config.num_codes),
+            )
+            self.add_scalars({f"valid/{name}": value for name, value in points.items()})
+            figures = [f"{name} {value:.2f}" for name, value in points.items()]
             log(f"step {self.step}: {', '.join(figures)}")
             codes = storyboard_image(text.codes[:32])
             self.writer.add_image("sample/codes", codes, self.step, dataformats="HWC")
@@ -4051,8 +3856,7 @@ class Trainer:
         self.clock = (self.clock[0], self.clock[1] + time.monotonic() - started)
 
     def log_sample(self) -> None:
-        """The story of --validation_prompt and its pictures. A prompt that the model cannot
-        continue leaves them out."""
+        """The story of --validation_prompt and its pictures; none for one that cannot go on."""
         settings = dataclasses.replace(self.config, panels=4)
         prompt = self.config.validation_prompt or self.held_out[0].prompt
         try:
@@ -4061,8 +3865,7 @@ class Trainer:
         except StoryError as error:
             log(f"step {self.step}: no sample story: {error}")
             return
-        storyboard = " ".join(map(str, sample.storyboard))
-        text = f"storyboard {storyboard}\n\n{sample.story}"
+        text = f"storyboard {' '.join(map(str, sample.storyboard))}\n\n{sample.story}"
         self.writer.add_text("sample/story", text, self.step)
         strip = np.asarray(panel_strip(sample))
         self.writer.add_image("sample/panels", strip, self.step, dataformats="HWC")
@@ -4071,11 +3874,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
-        model, scaler, path = (
-            self.model,
-            self.accelerator.scaler,
-            self.folder / f"ckpt_{self.step}.pt",
-        )
+        model, scaler = self.model, self.accelerator.scaler
         revisions = dict(lm_revision=model.lm.revision, diffusion_revision=model.diffusion.revision)
         checkpoint = dict(
             config=dataclasses.asdict(self.config),
@@ -4088,6 +3887,7 @@ class Trainer:
             position=self.position,
             data=self.data,
         )
+        path = self.folder / f"ckpt_{self.step}.pt"
         save_checkpoint(path, checkpoint)
         rotate_checkpoints(self.folder, self.config.checkpoints_total_limit, self.resumed_from)
         log(f"step {self.step}: saved {path}")
@@ -4096,16 +3896,16 @@ class Trainer:
         """Restores the state of --resume_from_checkpoint. There are no states of random generators:
         each draw is keyed by the seed and the step."""
         wanted, found = self.config.resume_from_checkpoint, list_checkpoints(self.folder)
-        if wanted == "latest" and not found:
+        if not wanted:
+            return
+        if wanted != "latest":
+            checkpoint = load_checkpoint(wanted, CHECKPOINT_KEYS + RESUME_KEYS)
+        elif found:
+            checkpoint = newest_readable(found)
+        else:
             reason = f"no ckpt_STEP.pt in {self.folder}, starting from step 0"
             log(f"--resume_from_checkpoint latest: {reason}")
             return
-        if not wanted:
-            return
-        if wanted == "latest":
-            checkpoint = newest_readable(found)
-        else:
-            checkpoint = load_checkpoint(wanted, CHECKPOINT_KEYS + RESUME_KEYS)
         self.check_same_run(checkpoint)
         try:
             self.model.load_state_dict(checkpoint["model"])
@@ -4124,13 +3924,11 @@ class Trainer:
     def check_same_run(self, checkpoint: dict) -> None:
         """A run keeps its settings and its stories, unless --override."""
         there, here = dataclasses.asdict(checkpoint["config"]), dataclasses.asdict(self.config)
-        changed = []
-        for name in FIXED_SETTINGS:
-            if there[name] != here[name]:
-                changed.append(f"{name} {there[name]!r} there, {here[name]!r} here")
+        names = [name for name in FIXED_SETTINGS if there[name] != here[name]]
+        changed = [f"{name} {there[name]!r} there, {here[name]!r} here" for name in names]
         if checkpoint["data"] != self.data:
-            names = "{stories} stories with sha256 {sha256:.12}"
-            both = names.format(**checkpoint["data"]), names.format(**self.data)
+            facts = "{stories} stories with sha256 {sha256:.12}"
+            both = facts.format(**checkpoint["data"]), facts.format(**self.data)
             changed.append("data {} there, {} here".format(*both))
         if changed and not self.config.override:
             reason = f"{'; '.join(changed)}; --override goes on all the same"
@@ -4140,8 +3938,7 @@ class Trainer:
 
 
 def train(config: Config) -> StoryModel:
-    """Trains and returns the model. A signal, once the step is saved, raises StoryError with code
-    128 + its number."""
+    """Trains and returns the model. A signal saves the step and raises StoryError with 128 + it."""
     refuse_used_folder(config)
     prepare_folder(Path(config.output_dir), "output_dir")
     trainer = Trainer(config)
@@ -4188,12 +3985,13 @@ def find_maker(config: Config) -> str:
         for preset, path in EMBEDDED.items():
             if file_sha256(find_checkpoint(str(path))) == digest:
                 return preset
-    return DEFAULT_STORYBOARD
+    return "storyteller"
 
 
 def quiet_libraries() -> None:
     """The libraries' advice about themselves is not this program's output; their errors are."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore", FutureWarning)  # peft's call of transformers' old names
     import transformers
     from diffusers.utils import logging as diffusers_logging
 
