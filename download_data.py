@@ -1015,8 +1015,15 @@ def find_stories(path: Path) -> dict[str, list[Path]]:
         raise DataError(f"{path} does not exist; --source folder takes a folder or a table.")
     if path.is_file():
         return {"all": [path]}
-    if dangling := [one for one in texts_below(path) if one.is_symlink() and not one.exists()]:
-        log(f"note: {len(dangling)} links lead nowhere and are left out, {dangling[0]} first")
+    if not path.is_dir():
+        raise DataError(f"{path} is a pipe, a socket or a device; save what it gives in a file.")
+    strange = [one for one in texts_below(path) if not one.is_file() and not one.is_dir()]
+    dangling = [one for one in strange if not one.exists()]
+    special = [one for one in strange if one.exists()]  # never opened: a pipe may wait for ever
+    kinds = {"links lead nowhere": dangling, "pipes, sockets or devices are no files": special}
+    for kind, left in kinds.items():
+        if left:
+            log(f"note: {len(left)} {kind} and are left out, {left[0]} first")
     found = {}
     for split, names in SPLIT_NAMES.items():
         for name in names:
@@ -1034,7 +1041,7 @@ def find_stories(path: Path) -> dict[str, list[Path]]:
 
 
 def texts_below(folder: Path) -> list[Path]:
-    """Whatever has the name of a text or a table, links that lead nowhere among them."""
+    """Whatever has the name of a text or a table, and be it no file."""
     suffixes = set(itertools.chain(*FOLDER_SUFFIXES))
     return [one for one in sorted(folder.rglob("[!.]*")) if one.suffix.lower() in suffixes]
 
@@ -1185,7 +1192,8 @@ def picture_problem(folder: Path, path) -> str | None:
     if not file.is_relative_to(folder.resolve()):
         return f"{path} is outside {folder}; copy the picture into that folder"
     if not file.is_file():
-        return f"{path} does not exist in {folder}"
+        missing = "is no file" if file.exists() else "does not exist"
+        return f"{path} {missing} in {folder}"
     try:
         decode_picture(file.read_bytes())
     except ValueError as error:
@@ -1274,6 +1282,15 @@ def load_world():
 # Command line
 
 
+def check_data_root(data_root: Path):
+    """DataError where something else stands in the place of a folder that will be written."""
+    for place in (data_root, *data_root.parents, *(data_root / split for split in SPLIT_NAMES)):
+        if os.path.lexists(place) and not place.is_dir():
+            kind = "a file" if place.exists() else "a link that leads nowhere"
+            advice = "Give a folder, which need not exist, or move that away."
+            raise DataError(f"--data_root {data_root}: {place} is {kind}, not a folder. {advice}")
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Build data/train and data/val: stories.jsonl and the pictures beside it.",
@@ -1322,6 +1339,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
+        check_data_root(args.data_root)
         if args.source == "m3it":
             build_m3it(args.data_root, args.limits, args.shard)
         elif args.source == "storyworld":

@@ -554,6 +554,9 @@ def index_lines(path: Path) -> tuple[np.ndarray, str]:
 def read_rows(data_root: str, split: str, limit: int = 0, skip_bad: bool = False) -> Rows:
     """The first `limit` rows of a split (0: all), from stories.jsonl or its shards in order."""
     path = Path(data_root) / split / "stories.jsonl"
+    if Path(data_root).is_file():
+        wanted = "give the folder that download_data.py wrote, with train/ and val/ in it"
+        raise StoryError(f"--data_root {data_root} is a file, not a folder: {wanted}", 2)
     if path.is_file():
         return Rows([path], limit, skip_bad)
     shards = sorted(path.parent.glob("stories-*-of-*.jsonl"))
@@ -575,6 +578,8 @@ def load_image(folder: Path, name: str, resolution: int, where: str) -> Tensor:
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise StoryError(f"{where}: {path} leads out of {folder}: copy the picture there")
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise StoryError(f"{where}: {path} is no file: put the picture there")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -542,6 +543,53 @@ def test_links_that_lead_nowhere_are_counted(tmp_path, whole):
     command = ("--source", "folder", folder, "--data_root", tmp_path / "data")
     said = succeed(*command).stderr if whole else fail(*command)
     assert f"2 links lead nowhere and are left out, {folder / '8.txt'} first" in said
+
+
+def make_special(kind: str, path: Path):
+    """A file that gives no bytes, or waits for ever when it is opened."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    else:
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.check("folder: pipes, sockets and devices are said, and never opened")
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_pipes_sockets_and_devices_are_not_opened(tmp_path, monkeypatch, kind):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for number, text in enumerate(tales(2)):
+        (folder / f"{number}.txt").write_text(text)
+    monkeypatch.chdir(folder)  # the address of a socket is short
+    make_special(kind, Path("9.txt"))
+    command = ("--source", "folder", folder, "--data_root", tmp_path / "data")
+    expected = f"1 pipes, sockets or devices are no files and are left out, {folder / '9.txt'}"
+    assert expected in succeed(*command).stderr
+    make_special(kind, Path("1.jpg"))
+    problem = "outside" if kind == "device" else "no file in"  # the device behind a link
+    message = fail(*command[:-1], tmp_path / "again")
+    assert f"{folder / '1.txt'}:1: 1.jpg is {problem} {folder}" in message
+    message = fail("--source", "folder", folder / "9.txt", *command[3:])
+    assert f"{folder / '9.txt'} is a pipe, a socket or a device" in message
+
+
+@pytest.mark.check("--data_root that is a file, lies in one or holds one: told so in one line")
+@pytest.mark.parametrize("place", ["data", "data/train", "link", "file/data"])
+def test_a_data_root_that_is_no_folder(tmp_path, place):
+    root = tmp_path / ("data" if place == "data/train" else place)
+    file = tmp_path / place.replace("file/data", "file")
+    file.parent.mkdir(exist_ok=True)
+    if place == "link":
+        file.symlink_to(tmp_path / "gone")
+    else:
+        file.write_text("mine")
+    kind = "a link that leads nowhere" if place == "link" else "a file"
+    message = fail("--source", "storyworld", "--data_root", root)
+    assert f"--data_root {root}: {file} is {kind}, not a folder. Give a folder" in message
+    assert message.count("\n") == 1 and (place == "link" or file.read_text() == "mine")
 
 
 @pytest.mark.check("folder: texts and tables of a second kind are counted and said")

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import re
 from dataclasses import replace
 
@@ -119,6 +120,14 @@ def test_symbolic_links(tmp_path, link):
     name = "x.png" if link == "file" else "images/secret.png"
     with pytest.raises(sgm.StoryError, match=r"stories\.jsonl:7: .*leads out of"):
         sgm.load_image(split, name, 16, WHERE)
+
+
+@pytest.mark.check("a picture that is a pipe or a folder: refused with its line, never opened")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_pictures_that_are_no_files(tmp_path, make):
+    make(tmp_path / "x.png")
+    with pytest.raises(sgm.StoryError, match=r"stories\.jsonl:7: .*x\.png is no file"):
+        sgm.load_image(tmp_path, "x.png", 16, WHERE)
 
 
 # Rows

@@ -40,6 +40,17 @@ def test_a_folder_is_one_run_s(trained):
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
+@pytest.mark.check("train, evaluate and codebook with --data_root FILE: told so in one line")
+@pytest.mark.parametrize("command", ["train", "evaluate", "codebook"])
+def test_data_that_are_a_file(trained, latest, tmp_path, command):
+    file, argv = tmp_path / "stories.jsonl", [command, "--ckpt", latest]
+    file.write_text("{}")
+    if command == "train":
+        argv = as_flags(dataclasses.replace(trained, output_dir=str(tmp_path / "out")))
+    with pytest.raises(sgm.StoryError, match=f"--data_root {file} is a file.*give the folder"):
+        sgm.main([*argv, "--data_root", str(file)])
+
+
 def test_a_folder_of_checkpoints_is_its_newest(trained, tmp_path):
     assert sgm.find_checkpoint(trained.output_dir).name == "ckpt_6.pt"
     with pytest.raises(sgm.StoryError, match="does not exist"):
