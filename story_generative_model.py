@@ -2804,12 +2804,26 @@ def warn_missing_letters(text: str) -> None:
         log("captions: letters from right to left stand in order where libfribidi is installed")
 
 
+def can_encode(letter: str, charset: str) -> bool:
+    try:
+        return bool(letter.encode(charset))
+    except UnicodeEncodeError:
+        return False
+
+
 def han_face(text: str) -> int:
     """The face of Noto Sans CJK, whose Han letters differ by language: Japanese (0) where there is
-    kana, Korean (1) where there is Hangul, else Simplified Chinese (2)."""
+    kana, Korean (1) where there is Hangul, else Chinese. It is
+    traditional (3) if Big5 (Taiwan's character set, as code page 950) has more of its letters than
+    GB 2312 (the mainland's), else simplified (2)."""
     if re.search("[\u3040-\u30ff]", text):
         return 0
-    return 1 if re.search("[\u1100-\u11ff\uac00-\ud7af]", text) else 2
+    if re.search("[\u1100-\u11ff\uac00-\ud7af]", text):
+        return 1
+    han = re.findall("[\u3400-\u9fff]", text)
+    traditional = sum(can_encode(letter, "cp950") for letter in han)
+    simplified = sum(can_encode(letter, "gb2312") for letter in han)
+    return 3 if traditional > simplified else 2
 
 
 def font_runs(text: str, size: int, han: int = 0) -> list[tuple[ImageFont.FreeTypeFont, str]]:
@@ -2872,45 +2886,55 @@ def draw_line(
         x += length
 
 
+def split_clusters(text: str) -> list[str]:
+    """The text in letters, each with its marks (Unicode's grapheme clusters), and with the vowels
+    that Thai and Lao write before it."""
+    import regex
+
+    return regex.findall(r"[\u0e40-\u0e44\u0ec0-\u0ec4]?\X", text)
+
+
 def split_at_breaks(text: str) -> list[str]:
     """The text in pieces between which a line may end: words with the space behind them, and the
     letters of scripts without spaces, but a closing mark stays behind its letter, an opening one
     before it."""
     pieces = [""]
-    for before, letter in pairwise(" " + " ".join(text.split())):
-        wide = {"W", "F"} & set(map(unicodedata.east_asian_width, (before, letter)))
-        closes = unicodedata.category(letter) in ("Pe", "Pf", "Po", "Lm") or is_attached(letter)
-        opens = unicodedata.category(before) in ("Ps", "Pi") or is_attached(before)
-        if before == " " or (wide and letter != " " and not closes and not opens):
+    for before, cluster in pairwise([" ", *split_clusters(" ".join(text.split()))]):
+        wide = {"W", "F"} & {unicodedata.east_asian_width(one[0]) for one in (before, cluster)}
+        closes = unicodedata.category(cluster[0]) in ("Pe", "Pf", "Po", "Lm")
+        opens = unicodedata.category(before[0]) in ("Ps", "Pi")
+        spaced = before in (" ", "\u200b")  # a space without width marks the ends of Thai words
+        if spaced or (wide and cluster != " " and not closes and not opens):
             pieces.append("")
-        pieces[-1] += letter
+        pieces[-1] += cluster
     return pieces[1:]
 
 
 def wrap(text: str, size: int, width: float) -> list[str]:
-    """Lines of at most `width` pixels; a word that is longer than a line is broken."""
+    """Lines of at most `width` pixels; a word that is longer than a line is broken, but no letter
+    from its marks."""
     lines = [""]
     for piece in split_at_breaks(text):
         if text_length(lines[-1] + piece.rstrip(), size) <= width:
             lines[-1] += piece
             continue
         lines.append("")
-        for letter in piece:
-            if text_length(lines[-1] + letter, size) > width and not is_attached(letter):
+        for cluster in split_clusters(piece):
+            if text_length(lines[-1] + cluster, size) > width:
                 lines.append("")
-            lines[-1] += letter
+            lines[-1] += cluster
     return [line.rstrip() for line in lines if line.strip()]
 
 
 PAPER, INK, STRIP_SIDE, PAGE_SIDE = "#fffdf7", "#22252b", 320, 900  # colours; pixels
 
 
-def panel_card(panel: IllustratedPanel, side: int) -> Image.Image:
-    """A panel of `side` pixels with its text below. The text is drawn at twice its size, since that
+def panel_card(panel: IllustratedPanel, side: int, han: int = 0) -> Image.Image:
+    """A panel of `side` pixels with its text below, in the Han letters of this face. The text is drawn at twice its size, since that
     of small letters has uneven spaces."""
     margin = size = side // 20
     lines, base = wrap(panel.text, 2 * size, 2 * side), text_direction(panel.text)
-    step, han = round(size * 1.35), han_face(panel.text)
+    step = round(size * 1.35)
     width, height = side + 2 * margin, side + 3 * margin + step * len(lines)
     card = Image.new("RGB", (2 * width, 2 * height), PAPER)
     for number, line in enumerate(lines):
@@ -2923,7 +2947,8 @@ def panel_card(panel: IllustratedPanel, side: int) -> Image.Image:
 
 def panel_cards(result: IllustratedStory, side: int) -> list[Image.Image]:
     warn_missing_letters(" ".join(panel.text for panel in result.panels))
-    return [panel_card(panel, side) for panel in result.panels]
+    han = han_face(result.story)  # one language, also where a short panel does not show it
+    return [panel_card(panel, side, han) for panel in result.panels]
 
 
 def panel_strip(result: IllustratedStory) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import itertools
 import re
 import shutil
 import subprocess
@@ -231,18 +232,29 @@ def test_captions_have_the_letters_of_a_script_and_fit(script, capsys):
     assert right > 330 if script in ("Arabic", "Hebrew") else left < 20
 
 
+FACES = ["JP", "KR", "SC", "TC"]
+
+
 @pytest.mark.check("captions: Han letters take the forms of the text's language")
 @pytest.mark.parametrize(
-    "language, text", [("JP", "\u76f4\u3057"), ("KR", "\u76f4 \ube68"), ("SC", "\u76f4")]
+    "language, text",
+    [
+        ("JP", "\u76f4\u3057"),
+        ("KR", "\u76f4 \ube68"),
+        ("SC", "\u76f4"),
+        ("SC", "\u76f4\u8bf4"),  # "say" in simplified Chinese, and below in traditional
+        ("TC", "\u76f4\u8aaa"),
+        ("TC", "\u76f4\u88cf"),  # which Big5 has in the code page alone
+    ],
 )
 def test_han_letters_take_the_forms_of_the_language(language, text):
     """U+76F4 is drawn otherwise in Japanese than in Chinese."""
     (font, _), *_ = sgm.font_runs(text, 40, sgm.han_face(text))
     assert font.getname()[0] == f"Noto Sans CJK {language}"
     panel = sgm.IllustratedPanel(text, 0, Image.new("RGB", (32, 32)))
-    drawn = sgm.panel_card(panel, 320)
+    drawn = sgm.panel_card(panel, 320, sgm.han_face(text))
     expected = Image.new("RGB", drawn.size, sgm.PAPER).resize((2 * drawn.width, 2 * drawn.height))
-    sgm.draw_line(expected, text, 32, 2 * 368, 32, "ltr", ["JP", "KR", "SC"].index(language))
+    sgm.draw_line(expected, text, 32, 2 * 368, 32, "ltr", FACES.index(language))
     below = (0, 340, *drawn.size)
     assert drawn.crop(below).tobytes() == expected.reduce(2).crop(below).tobytes()
 
@@ -255,6 +267,45 @@ def test_lines_break_where_the_script_allows_it():
     assert not any(line[0] in "\u3002\uff1f\u201d" or line[-1] == "\u201c" for line in lines)
     assert min(sgm.text_length(line, 16) for line in lines[:-1]) > 60  # full lines
     assert sgm.wrap("  ", 16, 100) == []
+
+
+def test_a_story_has_one_face_in_all_its_panels(monkeypatch):
+    """The first panel could be of either Chinese, the second is of the traditional one."""
+    faces, draw_line = [], sgm.draw_line
+    record = lambda *args: (faces.append(args[-1]), draw_line(*args))  # noqa: E731
+    monkeypatch.setattr(sgm, "draw_line", record)
+    texts = ["\u76f4", "\u8aaa"]
+    panels = [sgm.IllustratedPanel(text, 0, Image.new("RGB", (32, 32))) for text in texts]
+    sgm.panel_strip(sgm.IllustratedStory("\u76f4", "".join(texts), [0] * 8, panels))
+    assert faces == [3, 3]
+
+
+CLUSTERS = {  # a word of letters with their marks, which no line may separate
+    "Thai": ["\u0e17\u0e35\u0e48", "\u0e01\u0e33", "\u0e40\u0e14\u0e47", "\u0e01"],  # sara am
+    "Lao": ["\u0ec3\u0e99", "\u0e99\u0ecd\u0ec9", "\u0eb2", "\u0e99\u0eb3"],
+    "Hindi": ["\u0932\u094b", "\u092e", "\u0921\u093c\u0940"],
+    "Hebrew": ["\u05e9\u05c1\u05b8", "\u05dc", "\u05d5\u05b9", "\u05dd"],
+    "Hangul in letters": ["\u1112\u1161\u11ab", "\u1100\u1173\u11af"],
+    "kana with a mark": ["\u304b\u3099", "\u306f\u309a"],
+    "Latin": ["e\u0301", "o\u0308\u0304", "n\u0303"],
+    "flags": ["\U0001f1e9\U0001f1ea", "\U0001f1ef\U0001f1f5"],
+    "a family": ["\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f469\U0001f3fd"],
+}
+
+
+@pytest.mark.check("captions: however narrow, no line separates a letter from its marks")
+@pytest.mark.parametrize("script", CLUSTERS)
+def test_marks_stay_with_their_letter(script):
+    clusters = CLUSTERS[script] * 3
+    text = "".join(clusters)
+    for width in (1, 20, 40, 60):
+        ends = list(itertools.accumulate(map(len, sgm.wrap(text, 16, width))))
+        assert ends[-1] == len(text) and set(ends) <= set(itertools.accumulate(map(len, clusters)))
+    assert len(sgm.wrap(text, 16, 1)) == len(clusters)
+    assert sgm.split_at_breaks("\u0e01\u0e32\u200b\u0e14\u0e33") == [
+        "\u0e01\u0e32\u200b",  # a space without width: a word ends
+        "\u0e14\u0e33",
+    ]
 
 
 def test_runs_of_both_directions_stand_in_order():
