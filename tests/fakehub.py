@@ -186,7 +186,7 @@ class Handler(BaseHTTPRequestHandler):
             "disabled": False,
             "downloads": 0,
             "likes": 0,
-            "tags": [],
+            "tags": re.findall("^- (.+)$", files.get("README.md", b"").decode(), re.MULTILINE),
         }
         self.send_json({"_id": "0" * 24, "id": repo, "sha": commit, "siblings": siblings, **fixed})
 

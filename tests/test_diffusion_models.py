@@ -100,7 +100,9 @@ def make_lora(folder: Path) -> None:
     """As a training of LoRA saves what it has learned."""
     shutil.rmtree(folder)
     folder.mkdir()
-    save_file({"unet.mid.lora_A.weight": torch.zeros(1)}, folder / sgm.LORA_FILE)
+    save_file(
+        {"unet.mid.lora_A.weight": torch.zeros(1)}, folder / "pytorch_lora_weights.safetensors"
+    )
 
 
 def make_half_precision(folder: Path) -> None:
@@ -174,8 +176,9 @@ def test_a_single_file_is_refused_with_the_way_to_a_folder(tmp_path, suffix):
 def test_a_file_of_lora_weights_is_told_as_such(tmp_path):
     file = tmp_path / "style.safetensors"
     save_file({"lora_unet_mid.lora_down.weight": torch.zeros(1)}, file)
-    with pytest.raises(sgm.StoryError, match=f"--diffusion_model {file} is a LoRA.*fuse_lora"):
-        load(file)
+    for path in (file, tmp_path):
+        with pytest.raises(sgm.StoryError, match=f"--diffusion_model {path} is a LoRA.*fuse_lora"):
+            load(path)
 
 
 @pytest.mark.check("more denoising steps than the scheduler's: refused at load, with its number")

@@ -169,6 +169,35 @@ def test_offline_from_a_filled_cache(model_hub, make_config, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+LORA_REPOS = {  # flag, what lies on the hub, and the way on that is told
+    "of a language model": (
+        "lm_model",
+        {"adapter_config.json": b"{}"},
+        "--lm_adapter someone/lora",
+    ),
+    "of a painter": ("diffusion_model", {"pytorch_lora_weights.safetensors": b""}, "fuse_lora"),
+    "of another name, tagged": (
+        "diffusion_model",
+        {"fox.safetensors": b"", "README.md": b"---\ntags:\n- lora\n---\n"},
+        "fuse_lora",
+    ),
+}
+
+
+@pytest.mark.check("a LoRA given by its hub id: refused as a folder of it is, and no base fetched")
+@pytest.mark.parametrize("name", LORA_REPOS)
+def test_a_lora_on_the_hub(trained, lm_folder, tmp_path, name):
+    flag, files, way = LORA_REPOS[name]
+    if flag == "lm_model":  # beside it lies the tokenizer
+        files = files | {path.name: path.read_bytes() for path in lm_folder.glob("*token*.json")}
+    argv = ["generate", "--ckpt", trained.output_dir, "--prompt", "A fox", f"--{flag}"]
+    with Hub({"models/someone/lora": {"main": files}}) as hub:
+        done = program(*argv, "someone/lora", env=hub.env(tmp_path / "home"), cwd=tmp_path)
+    told = f"error: --{flag} someone/lora is a LoRA adapter, not a model: "
+    assert done.returncode == 2 and done.stderr.startswith(told) and way in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
 @pytest.mark.check("HF_TOKEN stands in no log, checkpoint, page, picture or export")
 def test_the_token_stays_inside(model_hub, make_config, tmp_path):
     token = "hf_ThisIsATokenThatMustNotGetOut1234"
