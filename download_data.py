@@ -856,6 +856,8 @@ def split_stream(
             return f"refused: {problem}"
         if last and (split_hash(story_key(fields), seed) <= last) != (split == "val"):
             return None
+        if any(map(is_file_name, picture_paths(fields))):
+            return "with the name of a picture: the table must hold the picture itself"
         try:
             return story_sample(fields, read)
         except ValueError:
@@ -875,20 +877,34 @@ def chosen_columns(origin: str, stream, columns: dict[str, str | None]) -> dict[
     names = our_names(known, columns)
     if not columns["prompt"]:  # a hub's prompts are seldom what a story begins with
         names = {name: ours for name, ours in names.items() if ours != "prompt"}
-    for ours in ("story", *filter(columns.get, columns)):
-        if ours not in names.values():
-            advice = "choose with --caption_column, --image_column and --prompt_column"
-            raise DataError(f"{origin} has the columns {', '.join(known)}: {advice}")
+    check_columns(origin, known, names.values(), columns)
     return names
+
+
+def check_columns(origin, known: Iterable[str], found: Iterable[str], columns: dict):
+    """DataError where no column has texts, or one that was asked for is not there."""
+    if not {"story", *filter(columns.get, columns)} <= set(found):
+        listed = ", ".join(itertools.islice(known, 20))
+        advice = "choose with --caption_column, --image_column and --prompt_column"
+        raise DataError(f"{origin} has the columns {listed}: {advice}")
 
 
 def held_out_up_to(origin: str, stream, names: dict[str, str], seed: int) -> str:
     """The hash where val ends, by the stream's first records; DataError for a single story."""
-    heads = (renamed(record, names) for record in stream.take(HOLD_OUT_RECORDS))
-    last = last_val_hash([story_key(one) for one in heads if not text_problem(one)], seed)
+    heads = [renamed(record, names) for record in stream.take(HOLD_OUT_RECORDS)]
+    problems = list(map(text_problem, heads))
+    if problems and all(problems):
+        raise DataError(f"{origin}: none of the first {len(heads)} rows will do: {problems[0]}")
+    keys = [story_key(one) for one, problem in zip(heads, problems) if not problem]
+    last = last_val_hash(keys, seed)
     if last is None:
         raise DataError(f"{origin} has a single story; two are needed, one of them for val.")
     return last
+
+
+def is_file_name(value) -> bool:
+    """A picture's name, which is neither an address nor base64."""
+    return isinstance(value, str) and bool(re.fullmatch(r"[^:]*\.\w{2,5}", value))
 
 
 def picture_bytes(value, origin: str) -> bytes:
@@ -975,8 +991,11 @@ def build_folder(
     others = sorted(set(filter(Path.is_file, texts_below(path))) - set(listed))
     if others:
         log(f"note: {len(others)} other texts or tables in {path} are left out, {others[0]} first")
-    refuse_overlap({path, *(file.resolve().parent for file in listed)}, data_root)
+    # Of a folder all is read, and what is beside a linked table; of a single table its pictures.
+    sources = {path, *(file.resolve().parent for file in listed if path.is_dir())}
+    refuse_overlap(sources, data_root)
     if listed[0].suffix == ".parquet":
+        check_parquet(listed)
         parquet = {split: list(map(str, found)) for split, found in files.items()}
         name = str(path.resolve())
         return build_hub(name, data_root, limits, columns, shard, seed, parquet=parquet)
@@ -986,14 +1005,34 @@ def build_folder(
         settings["columns"] = columns
     if "all" in files:
         settings["seed"] = seed
-    # both splits, before either is written
-    checked = functools.cache(lambda: check_rows(path, files, seed, columns))
+
+    @functools.cache
+    def checked() -> dict[str, list[FolderRow]]:  # both splits, before either is written
+        rows = check_rows(path, files, seed, columns)
+        if path.is_file():
+            refuse_overlap(pictures_of(itertools.chain(*rows.values())), data_root)
+        return rows
 
     def copies(split: str) -> Indexed:
         rows = shard.of(checked()[split])
         return Indexed(lambda start: map(folder_sample, rows[start:]), len(rows))
 
     return build_splits(data_root, limits, shard, settings, copies)
+
+
+def check_parquet(files: list[Path]):
+    """DataError for a file that is damaged or has no rows, at which a stream of several ends."""
+    import pyarrow
+    from pyarrow import parquet
+
+    for file in files:
+        try:
+            rows = parquet.read_metadata(file).num_rows
+        except (OSError, pyarrow.ArrowException) as error:
+            reason = first_line(error)
+            raise DataError(f"{file} cannot be read as parquet: {reason}") from error
+        if not rows:
+            raise DataError(f"{file} has no rows; remove it.")
 
 
 def refuse_overlap(sources: Iterable[Path], data_root: Path):
@@ -1025,9 +1064,11 @@ def find_stories(path: Path) -> dict[str, list[Path]]:
         if left:
             log(f"note: {len(left)} {kind} and are left out, {left[0]} first")
     found = {}
+    folders = {one.name.lower(): one for one in sorted(path.iterdir()) if one.is_dir()}
     for split, names in SPLIT_NAMES.items():
         for name in names:
-            if files := story_files(path / name) or story_files(path, f"{name}[._-]"):
+            below = story_files(folders[name]) if name in folders else []
+            if files := below or story_files(path, f"(?i:{name})[._-]"):
                 found.setdefault(split, files)
     if set(found) == set(SPLIT_NAMES):
         return found
@@ -1075,7 +1116,7 @@ def check_rows(
         log(f"note: {strange} prompts do not open their story, which is written on from them")
     if bare := sum(not any(picture_paths(row.fields)) for row in rows):
         log(f"note: {bare} of {len(rows)} stories have no picture")
-    told = {row.folder / name for row in rows for name in picture_paths(row.fields)}
+    told = pictures_of(rows)
     pictures = [file for file in sorted(path.rglob("*")) if is_picture(file)]
     if left := [file for file in pictures if file not in told]:
         of = f"{len(left)} of {len(pictures)} pictures"
@@ -1088,10 +1129,17 @@ def read_rows(files: list[Path], columns: dict[str, str | None]) -> list[FolderR
     rows = []
     for file in files:
         read = ROW_READERS.get(file.suffix.lower(), json_rows)
+        known, found, whole = {}, set(), file.suffix.lower() != ".txt"
         for line, record in read(file, read_text(file).removeprefix("\ufeff")):
             if isinstance(record, dict):
-                record = renamed(record, our_names(record, columns))
+                names = our_names(record, columns)
+                known, found = known | dict.fromkeys(record), found | set(names.values())
+                record = renamed(record, names)
+            else:
+                whole = False  # what is wrong with it is said of the row
             rows.append(FolderRow(record, file.parent, f"{file}:{line}"))
+        if whole and known:
+            check_columns(file, known, found, columns)
     if not rows:
         raise DataError(f"{files[0]} has no rows.")
     return rows
@@ -1137,12 +1185,12 @@ def json_value(text: str | bytes):
 
 def csv_rows(file: Path, text: str) -> Iterator[tuple[int, dict | str]]:
     """(line, cells by column or what is wrong with them) of a table whose separator is a comma, a
-    semicolon or a tab. A row has as many cells as the header: a comma without quotes is an error
-    and no shorter story."""
+    semicolon, a tab or a bar. A row has as many cells as the header: a comma without quotes is an
+    error and no shorter story."""
     if named := re.match(r"sep=(.)\r?\n", text):  # as spreadsheets write
         text = "\n" + text[named.end() :]
     first = re.match(r"[^\r\n]*", text.lstrip("\r\n "))[0]
-    separator = named[1] if named else max(",;\t", key=first.count)
+    separator = named[1] if named else max(",;\t|", key=first.count)
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header, line = None, 1
@@ -1155,7 +1203,7 @@ def csv_rows(file: Path, text: str) -> Iterator[tuple[int, dict | str]]:
                 pass  # a blank line
             elif header is None:
                 header = cells[:filled]
-                if len(set(header)) < filled:
+                if len({name.strip().lower() for name in header}) < filled:
                     yield line, "two columns have the same name"
             elif filled > len(header) or len(cells) < len(header):
                 yield line, f"{len(cells)} cells and not {len(header)}; write texts in quotes"
@@ -1185,6 +1233,10 @@ def picture_paths(fields: dict) -> list:
     return [one["image_path"] for one in named if one.get("image_path") not in (None, "")]
 
 
+def pictures_of(rows: Iterable[FolderRow]) -> set[Path]:
+    return {row.folder / name for row in rows for name in picture_paths(row.fields)}
+
+
 def picture_problem(folder: Path, path) -> str | None:
     if not is_text(path):
         return '"image_path" (or "file_name") must name a picture'
@@ -1205,10 +1257,8 @@ def divide(rows: list[FolderRow], seed: int) -> dict[str, list[FolderRow]]:
     """A seeded tenth of the stories for val."""
     last = last_val_hash((story_key(row.fields) for row in rows), seed)
     if last is None:
-        folder = rows[0].folder
-        raise DataError(
-            f"{folder} has a single story; at least two are needed, one of them for val."
-        )
+        one = f"{rows[0].place}: the single story" + f" of {len(rows)} rows" * (len(rows) > 1)
+        raise DataError(f"{one}; at least two are needed, one of them for val.")
     split = {"train": [], "val": []}
     for row in rows:
         held_out = split_hash(story_key(row.fields), seed) <= last

@@ -207,7 +207,7 @@ class Config:
     logging_steps: int = RUN(10, "optimizer steps between points in TensorBoard", low=1)
     skip_bad_rows: bool = RUN(False, "leave out and count rows that cannot be read")
     debug: bool = RUN(False, "show an error's traceback", "train generate evaluate codebook export")
-    seed: int = SEED(0, "seed of data order, noise and sampling", low=0)
+    seed: int = SEED(0, "seed of data order, noise and sampling", low=0, high=10**18)
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -2548,11 +2548,13 @@ def repaint(model: StoryModel, config: Config, states, mask, seeds: list, images
     shared = config.panel_consistency == "attention"
     for number, seed in parse_redo(config.redo):
         place = number - 1
-        if place < len(images):  # an edited story may have fewer panels
-            seeds[place] = seed
-            part = slice(None) if shared else slice(place, number)
-            batch = (states[part], mask[part], config, seeds[part])
-            images[place] = model.diffusion.sample_images(*batch)[place if shared else 0]
+        if place >= len(images):  # of an edited story
+            log(f"--redo {number}: the story has {len(images)} pictures now")
+            continue
+        seeds[place] = seed
+        part = slice(None) if shared else slice(place, number)
+        batch = (states[part], mask[part], config, seeds[part])
+        images[place] = model.diffusion.sample_images(*batch)[place if shared else 0]
 
 
 def parse_redo(text: str) -> list[tuple[int, int]]:
@@ -2560,15 +2562,23 @@ def parse_redo(text: str) -> list[tuple[int, int]]:
     return [(int(number), int(seed)) for number, seed in re.findall("([1-8]):([0-9]+)", text)]
 
 
+def clean_prompt(text: str) -> str:
+    """With single spaces and without byte order marks, which files that were joined hold inside;
+    empty if no letter can be seen."""
+    text = " ".join(text.replace("\ufeff", "").split())
+    seen = any(unicodedata.category(letter) not in ("Cf", "Zs") for letter in text)
+    return text if seen else ""
+
+
 def read_prompts(config: Config) -> list[str]:
-    """The prompts of --prompt or --prompts_file, with single spaces."""
+    """The prompts of --prompt or --prompts_file."""
     lines = [config.prompt]
     if path := config.prompts_file and Path(config.prompts_file):
         try:
             lines = path.read_text("utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise StoryError(f"--prompts_file {path} cannot be read: {error}", 2) from error
-    prompts = [" ".join(line.split()) for line in lines if line.strip()]
+    prompts = list(filter(None, map(clean_prompt, lines)))
     if not prompts and path:
         raise StoryError(f"--prompts_file {path} holds no prompt: put one on each line", 2)
     if not prompts:
@@ -2637,11 +2647,14 @@ def read_record(path: str) -> dict:
         recorded = record["settings"]
         settings = {name: recorded[name] for name in RECORDED_SETTINGS if name in recorded}
         panels = [dict(panel, seed=int(panel["seed"])) for panel in record["panels"]]
-        parsed = dict(prompt=str(record["prompt"]), seed=int(record["seed"]), panels=panels)
-        return dict(record, settings=settings, **parsed)
+        checkpoint = {name: str(record["checkpoint"][name]) for name in ("name", "sha256")}
+        parsed = {name: str(record[name]) for name in ("prompt", "story")}
+        parsed |= dict(checkpoint=record["checkpoint"] | checkpoint, seed=int(record["seed"]))
+        return dict(record, settings=settings, panels=panels, **parsed)
     except Exception as error:  # readers of four formats raise errors of many kinds
         reason = f"not a book that generate wrote ({type(error).__name__}: {error})"
-        raise StoryError(f"--from {path}: {reason}", 2) from None
+        wanted = f"give one of its files ({', '.join(WRITERS)})"
+        raise StoryError(f"--from {path}: {reason}: {wanted}", 2) from None
 
 
 def replay_config(config: Config, given: set[str]) -> tuple[Config, dict]:
@@ -2657,7 +2670,11 @@ def replay_config(config: Config, given: set[str]) -> tuple[Config, dict]:
     edited = [old if new is None else new for old, new in zip(record["storyboard"], edits)]
     changes = {name: value for name, value in recorded.items() if name not in given}
     storyboard = " ".join(map(str, edited))
-    return dataclasses.replace(config, **changes, storyboard=storyboard), record
+    try:
+        parse_storyboard(storyboard, config.num_codes)
+        return dataclasses.replace(config, **changes, storyboard=storyboard), record
+    except StoryError as error:  # about what stands in the file
+        raise StoryError(f"--from {config.source}: {error}", 2) from None
 
 
 def add_redo(record: dict, config: Config, given: set[str]) -> str:
@@ -2682,9 +2699,10 @@ def versions() -> str:
 def generate(config: Config, checkpoint: dict, given: set = frozenset()) -> list[IllustratedStory]:
     """Writes stories to standard output and their pictures or books to --output (generated.png)."""
     path, original = Path(config.output or "generated.png"), None
-    if path.suffix.lower() not in WRITERS or not path.parent.is_dir():
+    if path.suffix.lower() not in WRITERS or not path.parent.is_dir() or path.is_dir():
         wanted = f"must be a {', '.join(WRITERS)} file in a folder that exists"
         raise StoryError(f"--output {path} {wanted}", 2)
+    prepare_folder(path.parent, "output")
     several = config.num_stories > 1 or config.prompts_file
     if config.redo and (several or not config.source):
         raise StoryError("--redo paints a picture of one story: it goes with --from alone", 2)

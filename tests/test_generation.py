@@ -380,6 +380,60 @@ def test_a_file_that_generate_did_not_write_is_refused(checkpoint, tmp_path, nam
     assert error.value.code == 2
 
 
+RECORDS = {  # what a book's record says, and what is said of it
+    "no checkpoint": (dict(checkpoint=None), "not a book that generate wrote"),
+    "no story": (dict(story=...), "not a book that generate wrote"),
+    "a code of a larger codebook": (
+        dict(storyboard=[99] * 8),
+        "'99' is neither _ nor a code from 0",
+    ),
+    "a negative seed": (dict(seed=-5), "--seed must be at least 0"),
+    "a seed that torch does not take": (dict(seed=2**70), "--seed must be at most"),
+    "too many panels": (dict(settings=dict(panels=99)), "--panels must be at most 8"),
+    "a setting of another type": (dict(settings=dict(top_p="x")), "--top_p must be a float"),
+}
+
+
+@pytest.mark.check("--from a book whose record was edited by hand: refused, with the book's name")
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_that_cannot_be_is_refused(checkpoint, tmp_path, name):
+    changes, said = RECORDS[name]
+    source, book = tmp_path / "a.html", tmp_path / "b.html"
+    made = dict(prompt="The fox", output=str(source))
+    sgm.generate(dataclasses.replace(checkpoint["config"], **made), checkpoint)
+    record = sgm.read_record(str(source)) | changes
+    record = {key: value for key, value in record.items() if value is not ...}
+    tag = f'<script type="application/json" id="story">{json.dumps(record)}</script>'
+    book.write_text(tag, "utf-8")
+    config = dataclasses.replace(checkpoint["config"], source=str(book), output=str(source))
+    with pytest.raises(sgm.StoryError, match=f"--from {book}: .*{said}"):
+        sgm.generate(config, checkpoint, {"source"})
+
+
+def test_a_redone_picture_that_an_edit_took_away_is_said(checkpoint, tmp_path, capsys):
+    made = dict(prompt="The fox ran. The owl sat.", panels=2, output=str(tmp_path / "a.html"))
+    sgm.generate(dataclasses.replace(checkpoint["config"], **made), checkpoint)
+    config = dataclasses.replace(checkpoint["config"], source=made["output"], redo="2", panels=1)
+    edited = dataclasses.replace(config, output=str(tmp_path / "b.html"))
+    (story,) = sgm.generate(edited, checkpoint, {"source", "redo", "panels"})
+    assert len(story.panels) == 1
+    assert "--redo 2: the story has 1 pictures now" in capsys.readouterr().err
+
+
+@pytest.mark.check(
+    "generate --output that is a folder, or in one that cannot be written: told first"
+)
+@pytest.mark.parametrize("place", ["folder.png", "/proc/a.png"])
+def test_an_output_that_cannot_be_written_is_told_before_models_load(
+    checkpoint, tmp_path, monkeypatch, place
+):
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(sgm, "load_model", None)
+    config = dataclasses.replace(checkpoint["config"], prompt="A fox", output=str(tmp_path / place))
+    with pytest.raises(sgm.StoryError, match=r"--output .* (must be a|cannot be written)"):
+        sgm.generate(config, checkpoint)
+
+
 # Memory
 
 

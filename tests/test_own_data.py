@@ -3,15 +3,18 @@
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow
 import pytest
 from fakehub import Hub, data_repo, m3it_pictures
 from PIL import Image
+from pyarrow import parquet
 from test_download_data import (
     PROGRAM,
     contents,
@@ -260,6 +263,7 @@ TABLES = {  # bytes of a table with three stories, the second of which begins wi
     "UTF-16 without a mark": ("metadata.csv", lambda text: text.encode("utf-16-le")),
     "semicolons": ("metadata.csv", lambda text: text.replace(",", ";").encode()),
     "sep=": ("metadata.csv", lambda text: ("sep=;\n" + text.replace(",", ";")).encode()),
+    "bars": ("metadata.csv", lambda text: text.replace(",", "|").encode()),
     "tabs": ("a.tsv", lambda text: text.replace(",", "\t").encode()),
     "a name of its own": ("My Stories.CSV", lambda text: text.replace("file_name,text", "File_Name , Text").encode()),
     "blank lines": ("metadata.csv", lambda text: ("\n" + text.replace("\n", "\n\n ,\n") + "\n\n").encode()),
@@ -316,7 +320,10 @@ REFUSED = {
     "one name twice": (b"file_name,text,text\n0.png,A fox.,B.\n", "metadata.csv:1: two columns"),
     "a NUL": (b"file_name,text\n0.png,A f\0ox.\n1.png,An owl.\n", "metadata.csv:2 holds a NUL"),
     "a spreadsheet's own format": (b"PK\3\4" + bytes(90), "metadata.csv is packed or a spreadsheet"),
-    "no text column": (b"file_name,words\n0.png,A fox.\n", 'metadata.csv:2: "story"'),
+    "no text column": (b"file_name,words\n0.png,A fox.\n",
+                       "metadata.csv has the columns file_name, words: choose with --caption_column"),
+    "no line of names": (b"A fox ran.\nAn owl slept.\n", "metadata.csv has the columns A fox ran.: choose"),
+    "one name twice, but for its case": (b"file_name,Text,text\n0.png,A fox.,B.\n", "metadata.csv:1: two columns"),
     "a novel": (b"text\nA fox.\n" + b"word " * 100_001 + b"\n", "metadata.csv:3: the story is longer"),
 }  # fmt: skip
 
@@ -439,7 +446,18 @@ def test_heic_without_its_package_names_it(monkeypatch):
     "folder: input and output are one, one in the other, by links and ..: refused, nothing written"
 )
 @pytest.mark.parametrize(
-    "way", ["same", "split", "inside", "dots", "link", "linked split", "linked output", "table"]
+    "way",
+    [
+        "same",
+        "split",
+        "inside",
+        "dots",
+        "link",
+        "linked split",
+        "linked output",
+        "table",
+        "pictures",
+    ],
 )
 def test_input_and_output_are_one_folder(tmp_path, way):
     data = tmp_path / "data"
@@ -464,6 +482,10 @@ def test_input_and_output_are_one_folder(tmp_path, way):
         source, target = mine, tmp_path / "out"
     elif way == "table":
         source = mine / "metadata.csv"
+    elif way == "pictures":
+        source = tmp_path / "mine.csv"
+        source.write_text(TEXT.replace("0.png", "data/train/0.png").replace("1.png", "2.png"))
+        shutil.copy(mine / "2.png", tmp_path)
     before = contents(tmp_path)
     assert "Choose another --data_root" in fail("--source", "folder", source, "--data_root", target)
     assert contents(tmp_path) == before
@@ -602,6 +624,60 @@ def test_stories_of_a_second_kind_are_counted(tmp_path, table):
     done = succeed("--source", "folder", folder, "--data_root", tmp_path / "data")
     said = f"1 other texts or tables in {folder} are left out, {folder / 'c.txt'} first"
     assert said in done.stderr
+
+
+def test_the_data_may_lie_beside_a_table(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [{"text": text} for text in tales(2)])
+    succeed("--source", "folder", tmp_path / "a.jsonl", "--data_root", tmp_path / "data")
+    assert len(rows_of(tmp_path / "data" / "train")) == 1
+
+
+def test_columns_that_were_asked_for_and_are_not_there(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [{"text": text, "image": ""} for text in tales(2)])
+    command = ("--source", "folder", tmp_path / "a.jsonl", "--data_root", tmp_path / "data")
+    for flag in ("--caption_column", "--image_column", "--prompt_column"):
+        assert "a.jsonl has the columns text, image: choose" in fail(*command, flag, "words")
+
+
+def test_one_story_in_every_row(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [{"text": "A fox."}] * 3)
+    command = ("--source", "folder", tmp_path / "a.jsonl", "--data_root", tmp_path / "data")
+    assert f"{tmp_path / 'a.jsonl'}:1: the single story of 3 rows" in fail(*command)
+
+
+def test_names_of_splits_in_any_case(tmp_path):
+    for number, split in enumerate(("Train", "VAL", "Test")):
+        (tmp_path / "mine" / split).mkdir(parents=True)
+        (tmp_path / "mine" / split / "a.txt").write_text(tales(3)[number])
+    command = ("--source", "folder", tmp_path / "mine", "--data_root", tmp_path / "data")
+    assert "1 other texts or tables" in succeed(*command).stderr
+    stories = [rows_of(tmp_path / "data" / split)[0]["story"] for split in ("train", "val")]
+    assert stories == tales(2)
+
+
+ODD_PARQUET = {
+    "no rows": ({"text": pyarrow.array([], "string")}, "x.parquet has no rows; remove it"),
+    "texts as bytes": (
+        {"text": [b"A fox.", b"An owl."]},
+        'none of the first 2 rows will do: "story"',
+    ),
+    "pictures by name": (
+        {"text": tales(8), "image": [f"{number}.png" for number in range(8)]},
+        "7 with the name of a picture: the table must hold the picture itself",
+    ),
+}
+
+
+@pytest.mark.check("parquet: no rows, texts as bytes, pictures by name, damaged: refused, and why")
+@pytest.mark.parametrize("name", [*ODD_PARQUET, "damaged"])
+def test_odd_parquet_says_what_is_wrong(tmp_path, name):
+    columns, expected = ODD_PARQUET.get(name, ({"text": tales(2)}, "cannot be read as parquet"))
+    file = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table(columns), file)
+    if name == "damaged":
+        file.write_bytes(file.read_bytes()[:-20])
+    command = ("--source", "folder", file, "--data_root", tmp_path / "data")
+    assert expected in fail(*command)
 
 
 def test_a_folder_that_does_not_exist(tmp_path):

@@ -84,6 +84,11 @@ def test_prompts_files(checkpoint, tmp_path):
     config = dataclasses.replace(checkpoint["config"], prompts_file=str(path))
     path.write_bytes("\ufeffThe fox\r\n\r\nThe\u2028owl\x0b\n".encode())
     assert sgm.read_prompts(config) == ["The fox", "The owl"]  # newlines alone end a prompt
+    path.write_bytes("\ufeffThe fox\n\ufeffThe owl\n\u200b\n".encode())  # two files, joined
+    assert sgm.read_prompts(config) == ["The fox", "The owl"]
+    for unseen in ("\u200b", "\ufeff \u2060", "\U000e0041"):
+        with pytest.raises(sgm.StoryError, match="--prompt is empty"):
+            sgm.read_prompts(dataclasses.replace(config, prompts_file="", prompt=unseen))
     with pytest.raises(sgm.StoryError, match="give one of them"):
         sgm.read_prompts(dataclasses.replace(config, prompt="The fox"))
     for nothing in (b"", b"\n \n", b"\xef\xbb\xbf\n"):
