@@ -1462,13 +1462,25 @@ class LanguageModel:
                 f"model embeds {rows}: they are not of one model, or tokens were added without "
                 "resize_token_embeddings"
             )
+        if not token_ids(self.tokenizer, PROBE):
+            missing = "its tokenizer makes no tokens of a text: its files are not there"
+            raise StoryError(f"--lm_model {self.name}: {missing}", 2)
 
     @torch.no_grad()
     def check_nll(self) -> None:
-        """Warns if the NLL through embeddings, on which all figures rest, isn't the model's own."""
+        """Warns if the NLL through embeddings, on which all figures rest, isn't the model's own.
+        Raises StoryError where it is none: of weights that are damaged, or of an encoder."""
         ids = torch.tensor([token_ids(self.tokenizer, PROBE)], device=self.device)
         framed = F.pad(F.pad(ids, (1, 0), value=self.bos), (0, 1), value=self.eos)
-        own = float(self.model(input_ids=framed, labels=framed).loss) * (framed.shape[1] - 1)
+        scored = self.model(input_ids=framed, labels=framed)
+        own = float(scored.loss) * (framed.shape[1] - 1)
+        if not math.isfinite(own):
+            damaged = f"its scores are not finite: damaged weights, or not for {self.dtype}"
+            raise StoryError(f"--lm_model {self.name}: {damaged}", 2)
+        other = self.model(input_ids=F.pad(framed[:, :-1], (0, 1), value=int(ids[0, 0])))
+        if not torch.allclose(scored.logits[:, :-1], other.logits[:, :-1], rtol=0.05, atol=0.05):
+            problem = "scores a token by those behind it: an encoder, and no causal language model"
+            raise StoryError(f"--lm_model {self.name} {problem}", 2)
         no_soft = torch.zeros(1, 0, self.width, device=self.device)
         ours = float(self.nll(no_soft, ids, torch.ones_like(ids, dtype=torch.bool)))
         tolerance = 1e-3 if self.model.dtype == torch.float32 else 2e-2
@@ -1777,6 +1789,8 @@ class LatentDiffusion:
             latents = self.encode_images(pixels)[:, 0]
             noise = self.unet(latents, 0, states).sample
             self.vae.decode(noise)
+            if not noise.isfinite().all():
+                raise ValueError(f"noise that is not finite, in {self.dtype}")
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             problem = f"whose parts do not fit ({reason})"
@@ -2362,7 +2376,12 @@ def load_model(checkpoint: dict, config: Config, device, dtype, paints: bool = T
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
+        trained = checkpoint["config"].lm_model
         where = f"{checkpoint['path']} does not fit its configuration"
+        if config.lm_model != trained:
+            where = (
+                f"--lm_model {config.lm_model} is not {trained}, of which {checkpoint['path']} is"
+            )
         raise StoryError(f"{where}: {reason}", 2) from error
     if not model.encoder.quantizer.updates:
         before = f"is from before step {config.quantizer_warmup_steps}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CPU
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import story_generative_model as sgm
 
@@ -115,6 +115,13 @@ def make_half_precision(folder: Path) -> None:
     assert list(folder.glob("unet/*.fp16.safetensors"))
 
 
+def make_unet_of_nan(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["conv_in.weight"].fill_(torch.nan)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
 REFUSED = {  # what it is: how it is made, and what its line says
     "SDXL": (make_xl, "StableDiffusionXLPipeline"),
     "inpainting": (make_inpainting, "StableDiffusionInpaintPipeline.*9 channels"),
@@ -132,6 +139,7 @@ REFUSED = {  # what it is: how it is made, and what its line says
         "StableDiffusionPipeline.*16",
     ),
     "latents of another width": (lambda folder: make_vae(folder, latent_channels=8), "8"),
+    "weights that are not finite": (make_unet_of_nan, "noise that is not finite"),
     "LoRA weights": (make_lora, "LoRA adapter.*fuse_lora"),
     "a language model": (make_language_model, "model_index.json"),
     "an index that is a list": (

@@ -1,6 +1,7 @@
 """Language models as users bring them: eight families and more, odd tokenizers, damaged folders, a
 packed file."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -342,6 +343,53 @@ def test_an_adapter_is_merged_and_a_wrong_one_is_one_line(tmp_path):
 # Refusals
 
 
+def encoder(folder):
+    """BERT's weights load as a causal model's, and see both sides."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    size = dict(SMALL, num_hidden_layers=1, vocab_size=500)
+    BertForMaskedLM(BertConfig(**size, initializer_range=0.5)).save_pretrained(folder)
+
+
+def not_finite(folder):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors[min(tensors)].fill_(torch.nan)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def no_tokenizer(folder):
+    for file in folder.glob("*token*.json"):
+        file.unlink()
+
+
+WRONG = {
+    "an encoder": (encoder, "an encoder, and no causal language model"),
+    "weights that are not finite": (not_finite, "its scores are not finite"),
+    "no tokenizer": (no_tokenizer, "its tokenizer makes no tokens"),
+}
+
+
+@pytest.mark.check("language models: an encoder, NaN in the weights, no tokenizer: refused at load")
+@pytest.mark.parametrize("name", WRONG)
+def test_models_that_cannot_tell_are_refused_when_they_are_loaded(tmp_path, lm_folder, name):
+    make, said = WRONG[name]
+    folder = shutil.copytree(lm_folder, tmp_path / "model")
+    make(folder)
+    with pytest.raises(sgm.StoryError, match=f"--lm_model {folder}:? .*{said}"):
+        load(folder)
+
+
+def test_another_language_model_than_the_checkpoint_s_is_named(checkpoint, tmp_path):
+    from conftest import make_lm
+
+    other = str(make_lm(tmp_path / "other", 24))
+    config = dataclasses.replace(checkpoint["config"], lm_model=other)
+    with pytest.raises(sgm.StoryError, match=f"--lm_model {other} is not .*of which .*ckpt_6.pt"):
+        sgm.load_model(checkpoint, config, CPU, torch.float32, paints=False)
+
+
 def test_a_folder_s_own_code_is_never_run(tmp_path, monkeypatch):
     folder = make_model(tmp_path / "model")
     ran = tmp_path / "ran"
@@ -415,7 +463,7 @@ def test_a_model_whose_embeddings_are_not_all_it_reads_is_named(tmp_path, capsys
 
     def forward(self, input_ids=None, **rest):
         output = plain(self, input_ids=input_ids, **rest)
-        if input_ids is not None:
+        if input_ids is not None and output.loss is not None:
             output.loss = output.loss + 1
         return output
 
