@@ -2377,12 +2377,10 @@ def load_model(checkpoint: dict, config: Config, device, dtype, paints: bool = T
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        trained = checkpoint["config"].lm_model
-        where = f"{checkpoint['path']} does not fit its configuration"
+        path, trained = checkpoint["path"], checkpoint["config"].lm_model
+        where = f"{path} does not fit its configuration"
         if config.lm_model != trained:
-            where = (
-                f"--lm_model {config.lm_model} is not {trained}, of which {checkpoint['path']} is"
-            )
+            where = f"--lm_model {config.lm_model} is not {trained}, of which {path} is"
         raise StoryError(f"{where}: {reason}", 2) from error
     if not model.encoder.quantizer.updates:
         before = f"is from before step {config.quantizer_warmup_steps}"
@@ -2876,9 +2874,8 @@ def can_encode(letter: str, charset: str) -> bool:
 
 def han_face(text: str) -> int:
     """The face of Noto Sans CJK, whose Han letters differ by language: Japanese (0) where there is
-    kana, Korean (1) where there is Hangul, else Chinese. It is
-    traditional (3) if Big5 (Taiwan's character set, as code page 950) has more of its letters than
-    GB 2312 (the mainland's), else simplified (2)."""
+    kana, Korean (1) where there is Hangul, else Chinese: traditional (3) if Big5 (as code page 950)
+    has more of the letters than GB 2312, else simplified (2)."""
     if re.search("[\u3040-\u30ff]", text):
         return 0
     if re.search("[\u1100-\u11ff\uac00-\ud7af]", text):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +69,9 @@ def tale_panels(tokenizer, data_root: str, split: str, count: int) -> list[tuple
 
 def tale_latents(run: Run, told: list[tuple[str, Scene]]) -> np.memmap:
     """The latents of the panels' drawn scenes (N, L, 32, 32) float16."""
+    painter, scenes = illustrator(run), [scene for _, scene in told]
 
-    def draw(painter, count: int, first: int) -> np.ndarray:
-        scenes = [scene for _, scene in told[first : first + count]]
-        return np.stack([np.asarray(painter.draw(scene)) for scene in scenes])
+    def draw(count: int, first: int) -> np.ndarray:
+        return painter.draw_all(scenes[first : first + count])
 
-    return latent_pool(run, "tales", len(told), partial(draw, illustrator(run)))
+    return latent_pool(run, "tales", len(told), draw)

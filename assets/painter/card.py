@@ -135,10 +135,6 @@ class Shipped:
         """A picture of each text (N, 128, 128, 3) uint8; the seed is its number."""
         return backbones.paint(self.diffusion, self.config, texts)
 
-    def draw(self, scenes: list[Scene]) -> np.ndarray:
-        """(N, 128, 128, 3) uint8."""
-        return np.stack([np.asarray(self.illustrator.draw(scene)) for scene in scenes])
-
     def read(self, pictures: np.ndarray) -> dict[str, Tensor]:
         """The reader's logits, on the CPU."""
         logits = reading.read_pictures(self.run, self.reader, pictures)
@@ -231,7 +227,7 @@ def prompt_rows(shipped: Shipped) -> list[str]:
     lines = typed_lines()[: shipped.run.scaled(len(typed_lines()), 8)]
     texts, named = zip(*lines)
     scenes = [scene_named(names, seed) for seed, names in enumerate(named)]
-    drawn, painted = shipped.draw(scenes), shipped.paint(list(texts))
+    drawn, painted = shipped.illustrator.draw_all(scenes), shipped.paint(list(texts))
     write_sheet(shipped.run.output_dir / "prompts.png", drawn, painted)
     columns = [shipped.read(pictures) for pictures in (drawn, painted)]
     things = [tuple(one.thing for one in scene.shown) for scene in scenes]
@@ -270,7 +266,7 @@ def book_rows(shipped: Shipped, data_root: Path) -> list[str]:
     told = [(hero, parts[0], part) for hero, parts in books for part in parts]
     scenes = [panel_scene(*panel, seed) for seed, panel in enumerate(told)]
     texts = [text for _, parts in books for text in sgm.panel_texts(parts, "part")]
-    strips = [shipped.draw(scenes), shipped.paint(texts)]
+    strips = [shipped.illustrator.draw_all(scenes), shipped.paint(texts)]
     write_sheet(shipped.run.output_dir / "books.png", *strips)
     number = torch.tensor([reading.THING_NAMES.index(hero) for hero, *_ in told])[:, None]
     columns = []
@@ -308,7 +304,9 @@ def distance_rows(shipped: Shipped, scenes: list[Scene], drawn, painted) -> list
     """Painted and drawn pictures to the nearest training scene, and two drawings of one caption."""
     count = shipped.run.scaled(NEAREST, 8)
     known, first = scene_latents(shipped.run), shipped.latents(drawn[:count])
-    again = shipped.draw([replace(scene, seed=scene.seed + SCENES) for scene in scenes[:count]])
+    again = shipped.illustrator.draw_all(
+        [replace(scene, seed=scene.seed + SCENES) for scene in scenes[:count]]
+    )
     between = (first - shipped.latents(again)).square().mean(1).sqrt()
     scenes_known = f"nearest of {len(known):,} training scenes"
     rows = (
@@ -352,7 +350,7 @@ def write_card(run: Run, data_root: Path) -> None:
     stories = book_rows(shipped, data_root)  # first, since the data may be missing
     names = shipped.illustrator.names()
     scenes = [sample_scene(REPORT + i, names) for i in range(run.scaled(SCENES, 8))]
-    drawn = shipped.draw(scenes)
+    drawn = shipped.illustrator.draw_all(scenes)
     painted = shipped.paint([caption(scene, chance) for scene in scenes])
     columns = [shipped.read(pictures) for pictures in (drawn, painted)]
     write_sheet(run.output_dir / "scenes.png", drawn[:64], painted[:64])

@@ -40,9 +40,7 @@ def draw_scenes(run: Run, count: int, first: int = 0) -> np.ndarray:
     """Pictures (count, 128, 128, 3) uint8 of the scenes from seed `first` on."""
     painter = illustrator(run)
     names = painter.names()
-    return np.stack(
-        [np.asarray(painter.draw(sample_scene(first + i, names))) for i in range(count)]
-    )
+    return painter.draw_all([sample_scene(first + i, names) for i in range(count)])
 
 
 def draw_panels(count: int, first: int = 0) -> np.ndarray:

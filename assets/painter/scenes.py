@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import places
 import world
 from figures import MOODS, OUTLINE, Figures, Shown
@@ -338,6 +339,10 @@ class Illustrator:
             self.put(canvas, scene, one)
         self.put_signs(canvas, scene, placed)
         return canvas.reduce(CANVAS // PICTURE)
+
+    def draw_all(self, scenes: list[Scene]) -> np.ndarray:
+        """Their pictures (N, PICTURE, PICTURE, 3) uint8."""
+        return np.stack([np.asarray(self.draw(scene)) for scene in scenes])
 
     def put(self, canvas: Image.Image, scene: Scene, one: Placed) -> None:
         """One figure with its shadow, in the scene's light."""

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "storyworld")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "storyworld"), str(HERE.parents[1])]
 
 import reading  # noqa: E402
 import train_backbones as backbones  # noqa: E402  (loop, checkpoints and losses)
@@ -52,6 +52,8 @@ from pictures import (  # noqa: E402
 )
 from scenes import PICTURE, sample_scene  # noqa: E402
 from train_backbones import Recipe, Run, fit, psnr, reconstruct, seed_of, to_signal  # noqa: E402
+
+import story_generative_model as sgm  # noqa: E402
 
 # --------------------------------------------------------------------------------------------------
 # Autoencoder
@@ -452,8 +454,14 @@ def main(argv: list[str] | None = None) -> None:
     data = "real stories: the UNet learns from train, the card's books are from val"
     parser.add_argument("--data_root", type=Path, default=Path("data/tales"), help=data)
     arguments = parser.parse_args(argv)
-    backbones.quiet_libraries()
     read = {"unet": train_unet, "card": write_card}  # the stages that read stories
+    try:  # now, and not after the hours of the stages before
+        if read.keys() & set(arguments.stages):
+            for split in ("train", "val"):
+                sgm.read_rows(str(arguments.data_root), split)
+    except sgm.StoryError as error:
+        parser.error(f"--data_root: {error}")
+    backbones.quiet_libraries()
     stages = STAGES | {
         name: partial(stage, data_root=arguments.data_root) for name, stage in read.items()
     }
