@@ -2524,22 +2524,29 @@ def panel_texts(parts: list[str], kind: str) -> list[str]:
 
 @torch.no_grad()
 def write_stories(model: StoryModel, config: Config, prompts, seeds, pinned) -> tuple[Tensor, list]:
-    """A storyboard (B, S) for each prompt, and the stories; `pinned` are codes or their words."""
+    """A storyboard (B, S) for each prompt, and the stories; `pinned` has each prompt's codes or
+    their words, or none."""
     model.hold(model.lm)
-    pinned = find_codes(model, pinned)
-    pairs = zip(prompts, seeds)
-    drawn = [draw_storyboard(model, prompt, pinned, config, seed) for prompt, seed in pairs]
-    codes = torch.stack(drawn)
+    wanted = zip(prompts, pinned, seeds)
+    codes = torch.stack([
+        draw_storyboard(model, prompt, find_codes(model, codes), config, seed)
+        for prompt, codes, seed in wanted
+    ])  # fmt: skip
+    return codes, tell_stories(model, config, codes, prompts, seeds)
+
+
+def tell_stories(model: StoryModel, config: Config, codes: Tensor, prompts, seeds) -> list[str]:
+    """Stories behind prompts, by storyboards (B, S)."""
     if config.story_template:  # such a model was taught with lines as people type them
         prompts = [opening(prompt) for prompt in prompts]
-    return codes, model.lm.generate_text(model.prompt_embeds(codes), prompts, config, seeds)
+    return model.lm.generate_text(model.prompt_embeds(codes), prompts, config, seeds)
 
 
 @torch.no_grad()
 def illustrate(model, config: Config, prompts: list, seeds: list) -> list[IllustratedStory]:
     """Stories and their pictures, in one batch each; a story is a function of the model, the
     configuration, its prompt and its seed."""
-    pinned = parse_storyboard(config.storyboard, model.prior.num_codes)
+    pinned = [parse_storyboard(config.storyboard, model.prior.num_codes)] * len(prompts)
     codes, stories = write_stories(model, config, prompts, seeds, pinned)
     texts = [cut_into_panels(model.lm.tokenizer, story, config.panels) for story in stories]
     conditions, noise_seeds = [], []
@@ -3348,8 +3355,8 @@ def measure_edits(model: StoryModel, rows: list[Row], codes: Tensor, config: Con
     for batch in eval_batches(len(rows), config, "edits"):
         prompts = [rows[place].prompt for place in batch]
         seeds = [config.seed + place for place in batch]
-        soft = [model.prompt_embeds(board[batch.start : batch.stop]) for board in (codes, edited)]
-        written = [model.lm.generate_text(one, prompts, config, seeds) for one in soft]
+        boards = [board[batch.start : batch.stop] for board in (codes, edited)]
+        written = [tell_stories(model, config, board, prompts, seeds) for board in boards]
         for slot, *texts in zip(slots[batch.start : batch.stop].tolist(), prompts, *written):
             prompt, before, after = token_ids(model.lm.tokenizer, texts)
             chunk = range(slot * len(before) // NUM_SLOTS, (slot + 1) * len(before) // NUM_SLOTS)
@@ -3379,22 +3386,27 @@ def measure_control(model: StoryModel, rows: list[Row], codes: Tensor, config: C
     code's word is. NaN where both codes are one. codes (N, S)."""
     words = model.code_words(codes.flatten().tolist())
     words = np.array([word.lower() for word in words], dtype=object).reshape(codes.shape)
-    control, chance = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
-    for place, row in enumerate(progress_bar(rows, desc="control")):
-        slot, pair = place % NUM_SLOTS, (place, (place + 1) % len(rows))
-        own, other = words[list(pair), slot]
-        if own == other or not own or not other:
-            continue
-        chunks = []
-        for number in pair:
-            pinned = [None] * NUM_SLOTS
-            pinned[slot] = int(codes[number, slot])
-            seeds = [config.seed + place]
-            _, (story,) = write_stories(model, config, [row.prompt], seeds, pinned)
-            chunks.append(chunk_words(model, story)[slot])
-        found = [[has_word(chunk, word) for word in (own, other)] for chunk in chunks]
-        control[place] = (found[0][0] + found[1][1]) / 2
-        chance[place] = (found[0][1] + found[1][0]) / 2
+    control, chance = np.full((2, len(rows)), np.nan)
+    jobs = []  # a story's place, the slot, whose code is pinned there, whose is not
+    for place in range(len(rows)):
+        slot, other = place % NUM_SLOTS, (place + 1) % len(rows)
+        own, others = words[place, slot], words[other, slot]
+        if own and others and own != others:
+            jobs += [(place, slot, place, other), (place, slot, other, place)]
+            control[place] = chance[place] = 0
+    for batch in eval_batches(len(jobs), config, "control"):
+        part = jobs[batch.start : batch.stop]
+        pinned = [
+            [int(codes[whose, s]) if s == slot else None for s in range(NUM_SLOTS)]
+            for _, slot, whose, _ in part
+        ]
+        prompts = [rows[place].prompt for place, *_ in part]
+        seeds = [config.seed + place for place, *_ in part]
+        _, stories = write_stories(model, config, prompts, seeds, pinned)
+        for (place, slot, whose, other), story in zip(part, stories):
+            chunk = chunk_words(model, story)[slot]
+            control[place] += has_word(chunk, words[whose, slot]) / 2
+            chance[place] += has_word(chunk, words[other, slot]) / 2
     return {"control": control, "control_chance": chance}
 
 
@@ -3410,7 +3422,7 @@ def measure_telling(model: StoryModel, rows: list[Row], config: Config) -> tuple
     for batch in eval_batches(len(rows), config, "telling"):
         prompts = [rows[place].prompt for place in batch]
         seeds = [config.seed + place for place in batch]
-        stories += write_stories(model, config, prompts, seeds, [])[1]
+        stories += write_stories(model, config, prompts, seeds, [[]] * len(batch))[1]
     for story in stories:
         words = words_of(story)
         own = list(zip(*(words[start:] for start in range(4))))

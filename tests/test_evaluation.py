@@ -315,8 +315,8 @@ def test_control_compares_the_pinned_code_s_word_with_another_s(measured, data_f
     )
 
     def obey(model, config, prompts, seeds, pinned):
-        (slot,) = [slot for slot, code in enumerate(pinned) if code is not None]
-        return codes[:1], [f"{slot} word{pinned[slot]}xed"]
+        slots = [[slot for slot, code in enumerate(one) if code is not None] for one in pinned]
+        return None, [f"{slot} word{one[slot]}xed" for (slot,), one in zip(slots, pinned)]
 
     monkeypatch.setattr(sgm, "write_stories", obey)
     monkeypatch.setattr(

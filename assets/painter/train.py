@@ -24,6 +24,7 @@ from __future__ import annotations
 import random
 import sys
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ from pictures import (  # noqa: E402
     pool,
     scene_latents,
 )
-from scenes import PICTURE, sample_scene  # noqa: E402
+from scenes import PICTURE, Scene, drawing_weights, sample_scene  # noqa: E402
 from train_backbones import Recipe, Run, fit, psnr, reconstruct, seed_of, to_signal  # noqa: E402
 
 import story_generative_model as sgm  # noqa: E402
@@ -198,7 +199,7 @@ TEXT_SHAPE = dict(
 )
 TEXT_BATCH = 64
 TEXT_RECIPE = Recipe(steps=2500, learning_rate=1.5e-3, weight_decay=0.01)
-PANEL_SHARE = 0.2  # of the storyworld in every batch
+PANEL_SHARE = 0.1  # of the storyworld in every batch
 CAPTIONS_FOR_TOKENS = 20_000
 
 
@@ -287,6 +288,7 @@ UNET_SHAPE = dict(
 UNET_STORIES = 500
 UNET_TALES = 8000  # real stories, a panel of each
 TALE_SHARE = 0.35  # of them in every batch
+USUAL = 10.0  # the weight of a thing that 80 stories name
 UNET_BATCH = 32
 UNET_RECIPE = Recipe(
     steps=12_000, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.999
@@ -325,6 +327,13 @@ def print_costs(run: Run) -> None:
         )
 
 
+def lesson_weight(scene: Scene) -> float:
+    """How often the UNet learns from a scene: less if few stories name one of its things, more if a
+    thing is alone in it, so that its name is plain."""
+    rarest = min(drawing_weights()[one.thing] for one in scene.shown)
+    return min(rarest, USUAL) ** 2 * (2 if len(scene.shown) == 1 else 1)
+
+
 def load_text(run: Run):
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -343,6 +352,8 @@ def train_unet(run: Run, data_root: Path) -> None:
     tokenizer, text_encoder = load_text(run)
     told = tale_panels(tokenizer, str(data_root), "train", run.scaled(UNET_TALES, 4))
     tales = tale_latents(run, told)
+    drawn = [sample_scene(i, names) for i in range(len(scenes))]
+    up_to = [*accumulate(map(lesson_weight, drawn))]
     scheduler = DDPMScheduler(**backbones.NOISE_SCHEDULE)
     torch.manual_seed(seed_of(run.seed, "painter unet"))
     painter = backbones.Painter(text_encoder, UNet2DConditionModel(**UNET_SHAPE)).to(run.device)
@@ -356,8 +367,8 @@ def train_unet(run: Run, data_root: Path) -> None:
             story = rng.randrange(len(stories))
             text, beat = backbones.panel_text(stories[story], rng)
             return panels[story * beats + beat], text
-        index = rng.randrange(len(scenes))
-        return scenes[index], caption(sample_scene(index, names), rng)
+        index = rng.choices(range(len(scenes)), cum_weights=up_to)[0]
+        return scenes[index], caption(drawn[index], rng)
 
     def losses_at(step: int) -> dict[str, Tensor]:
         rng = random.Random(seed_of(run.seed, "unet batch", step))

@@ -58,7 +58,7 @@ def main() -> None:
             openings = [sgm.opening(line) for line in lines] if config.story_template else lines
             stories += model.lm.generate_text(soft, openings, config, seeds)
         else:
-            stories += sgm.write_stories(model, config, lines, seeds, [])[1]
+            stories += sgm.write_stories(model, config, lines, seeds, [[]] * len(part))[1]
     behind = [story[len(line) :] for story, (line, _) in zip(stories, prompts)]
     found = [
         [comes_back(noun, text) for noun in nouns] for text, (_, nouns) in zip(behind, prompts)
