@@ -243,7 +243,7 @@ FIXED_SETTINGS = [f.name for f in dataclasses.fields(Config) if f.metadata["grou
 RECORDED_SETTINGS = [f.name for f in dataclasses.fields(Config) if f.metadata["group"].recorded]
 
 PRESETS = {
-    "gpt2-xl": {},
+    "gpt2-xl": dict(codebook_init="words", story_template=STORY_TEMPLATE),
     "storyteller": dict(
         lm_model=SMOLLM2, lm_adapter="assets/storyteller/adapter", story_template=STORY_TEMPLATE,
         diffusion_model="assets/storyworld/diffusion", codebook_init="words", num_codes=512,
@@ -286,7 +286,8 @@ def parse_args(argv: list[str]) -> tuple[str, Config, set[str]]:
         titles = dict.fromkeys(f.metadata["group"].title for f in fields)
         groups = {title: options.add_argument_group(title) for title in titles}
         for f in fields:
-            text = f"{f.metadata['help']} (default: {f.default!r})".replace("%", "%%")
+            default = PRESETS["gpt2-xl"].get(f.name, f.default)
+            text = f"{f.metadata['help']} (default: {default!r})".replace("%", "%%")
             if isinstance(f.default, bool):
                 kind = dict(action="store_true")
             else:
@@ -976,9 +977,9 @@ class StoryboardEncoder(nn.Module):
 
     @torch.no_grad()
     def init_words(self, stories: list[list[int]], whole_words: Tensor) -> tuple[Tensor, Tensor]:
-        """Chooses K of `whole_words` (V,) bool: their token ids (K,), and how often each is the
-        most salient of a chunk (K,). From here on only they are salient: a chunk's vector is that
-        of its most salient code word."""
+        """Chooses up to K of `whole_words` (V,) bool: their token ids (M,), and how often each is
+        the most salient of a chunk (M,). From here on only they are salient: a chunk's vector is
+        that of its most salient code word."""
         weight, counts = self.word_salience.weight, Counter()
         candidates = weight.masked_fill(~whole_words[:, None], -torch.inf)
         for story in stories:
@@ -986,17 +987,12 @@ class StoryboardEncoder(nn.Module):
             for slot, chunk in enumerate(tokens.tensor_split(NUM_SLOTS)):
                 if len(chunk) and bool(whole_words[chunk].any()):
                     counts[int(chunk[candidates[chunk, slot].argmax()])] += 1
-        chosen = counts.most_common(self.quantizer.num_codes)
-        if len(chosen) < self.quantizer.num_codes:
-            raise StoryError(
-                f"--num_codes {self.quantizer.num_codes}: only {len(chosen)} words of these "
-                "stories can be codes; take fewer, more stories, or --codebook_init kmeans",
-                2,
-            )
-        words, uses = torch.tensor(chosen).T
-        others = torch.ones(len(weight), dtype=torch.bool)
-        others[words] = False
-        weight[others] = weight[words].min() - SALIENCE_GAP
+        chosen = torch.tensor(counts.most_common(self.quantizer.num_codes), dtype=torch.int64)
+        words, uses = chosen.reshape(-1, 2).T
+        if len(words):
+            others = torch.ones(len(weight), dtype=torch.bool)
+            others[words] = False
+            weight[others] = weight[words].min() - SALIENCE_GAP
         return words, uses
 
     @torch.no_grad()
@@ -2005,6 +2001,7 @@ class StoryModel(nn.Module):
         self.encoder = StoryboardEncoder(config, rows, self.max_tokens)
         self.prior = Prior(config)
         self.soft_prompt = SoftPrompt(config, rows)
+        self.code_words_start = [torch.empty(0, dtype=torch.int64)] * 2
         if initialize:
             self.init_from_embeddings(rows)
 
@@ -2110,7 +2107,7 @@ class StoryModel(nn.Module):
         self.encoder.init_salience(ids)
         if self.config.codebook_init == "words":
             self.init_words(ids)
-        else:
+        if not self.starts_from_words:
             self.encoder.standardize(self.chunk_vectors(stories[:512]))
 
     @torch.no_grad()
@@ -2118,25 +2115,36 @@ class StoryModel(nn.Module):
         """Codes start as words: the principal directions are those of their embeddings, in which a
         soft token keeps what tells one from another, and the constant prompt is their mean."""
         encoder, soft_prompt = self.encoder, self.soft_prompt
-        self.code_words_start = encoder.init_words(ids, self.lm.whole_words(ids))  # words, uses
-        words = self.code_words_start[0].to(self.lm.device)
-        rows = self.lm.embedding_rows()[words].float()  # (K, E)
-        self.init_from_embeddings(rows)
+        found = encoder.init_words(ids, self.lm.whole_words(ids))
+        self.code_words_start = [x.to(self.lm.device) for x in found]  # words, uses
+        if not self.starts_from_words:
+            log("no token of these stories is a word by itself: codes start by k-means")
+            return
+        rows = self.lm.embedding_rows()[self.code_words_start[0]].float()  # (M, E)
+        if len(rows) >= self.config.code_dim:  # else they leave directions open
+            self.init_from_embeddings(rows)
         mean = rows.mean(0)  # (E,)
         projection = encoder.to_code.weight @ encoder.from_embeds.weight  # (D, E)
         encoder.to_code.bias.copy_(-(projection @ mean) / encoder.embed_std)
         soft_prompt.constant.copy_(mean.expand_as(soft_prompt.constant))
 
+    @property
+    def starts_from_words(self) -> bool:
+        return len(self.code_words_start[0]) > 0
+
     def init_codebook(self, stories: list[str]) -> None:
-        """Words as `init_words` chose them, or k-means on chunk vectors of training stories, of
+        """Words as `init_words` chose them, by turns if they are fewer than codes: a second code of
+        a word is dead until `revive` moves it. Or k-means on chunk vectors of training stories, of
         which `codebook_init_stories` are enough."""
-        if self.config.codebook_init == "words":
-            words, uses = (x.to(self.lm.device) for x in self.code_words_start)
+        if self.starts_from_words:
+            words, uses = self.code_words_start
             tokens, first_slot = words[:, None], torch.zeros_like(words)[:, None]
             embeds = self.lm.embed(tokens).to(self.encoder.quantizer.codebook)
             alone = torch.ones_like(tokens, dtype=torch.bool)
-            vectors, _ = self.encoder.outputs(tokens, embeds, alone, first_slot)  # (K, 1, D)
-            self.encoder.quantizer.start_from(vectors[:, 0].float(), uses)
+            vectors, _ = self.encoder.outputs(tokens, embeds, alone, first_slot)  # (M, 1, D)
+            by_turns = torch.arange(self.config.num_codes, device=words.device) % len(words)  # (K,)
+            uses = F.pad(uses, (0, self.config.num_codes - len(words)))
+            self.encoder.quantizer.start_from(vectors[by_turns, 0].float(), uses)
             self.prior.init_from_codebook(self.encoder.quantizer.codebook)
         else:
             self.encoder.quantizer.init_codebook(self.chunk_vectors(stories))

@@ -57,7 +57,7 @@ def make_stories(count: int, seed: int = 0) -> list[str]:
     ]
 
 
-def make_lm(folder: Path, embd: int = 16) -> Path:
+def make_lm(folder: Path, embd: int = 16, context: int = 64) -> Path:
     """A GPT-2 of two layers with dropout on, so that a frozen model in train mode would be
     noticed."""
     from tokenizers import ByteLevelBPETokenizer
@@ -73,7 +73,7 @@ def make_lm(folder: Path, embd: int = 16) -> Path:
     )
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=embd, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.5,
+        vocab_size=len(tokenizer), n_embd=embd, n_layer=2, n_head=2, n_positions=context, resid_pdrop=0.5,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         initializer_range=0.2,  # ten times the usual: untrained, but not deaf to its context
     )  # fmt: skip
@@ -173,12 +173,14 @@ def make_data(root: Path, train: int = 24, val: int = 6, panels: int = 2) -> Pat
 
 def as_flags(config, command: str = "train") -> list[str]:
     """The command line that gives this configuration."""
-    argv = [command]
+    import story_generative_model as sgm
+
+    argv, preset = [command], sgm.PRESETS["gpt2-xl"]
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if command in field.metadata["commands"] and value != field.default:
+        value, default = getattr(config, field.name), preset.get(field.name, field.default)
+        if command in field.metadata["commands"] and value != default:
             flag = field.metadata["name"] or field.name
-            argv += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+            argv.append(f"--{flag}" if value is True else f"--{flag}={value}")
     return argv
 
 

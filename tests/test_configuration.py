@@ -40,7 +40,8 @@ def test_each_field_is_a_flag_of_its_commands_and_of_no_other(command, capsys):
 
 
 def test_without_flags_the_defaults_hold():
-    assert sgm.parse_args(["train"]) == ("train", sgm.Config(), set())
+    usual = sgm.Config(**sgm.PRESETS["gpt2-xl"])
+    assert sgm.parse_args(["train"]) == ("train", usual, set())
 
 
 def test_an_explicit_flag_wins_over_the_preset_even_with_the_global_default():

@@ -5,10 +5,11 @@ import shlex
 import signal
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_lm
 from fakehub import Hub, m3it_repo, model_repo
 from PIL import Image
 
@@ -17,7 +18,8 @@ PROMPT = "Build a Disney park on the moon"
 
 
 @pytest.fixture(scope="module")
-def hub(lm_folder, diffusion_folder):
+def hub(diffusion_folder, tmp_path_factory):
+    lm_folder = make_lm(tmp_path_factory.mktemp("lm"), context=256)  # with room for a template
     repos = {
         "datasets/MMInstruction/M3IT": m3it_repo(),
         f"models/{LM}": model_repo(lm_folder),
@@ -55,9 +57,7 @@ def test_the_three_commands_run_one_after_the_other(hub, workplace):
     assert (workplace / "data/train/stories.jsonl").is_file()
 
     process = start("python story_generative_model.py train --mixed_precision fp16", workplace, hub)
-    lines = [
-        line for line in iter(process.stderr.readline, "***** Running training *****\n") if line
-    ]
+    lines = [*takewhile(lambda line: "Running training" not in line, process.stderr)]
     assert sum("fp16 needs a GPU" in line for line in lines) == 1
     process.send_signal(
         signal.SIGTERM

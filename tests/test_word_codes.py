@@ -62,9 +62,27 @@ def test_a_code_is_pinned_by_its_word(words):
     assert error.value.code == 2
 
 
-def test_too_few_words_are_told(words):
-    with pytest.raises(sgm.StoryError, match=r"--num_codes 8: only . words"):
-        words.init_encoder(["The fox saw the fox and the fox saw the fox."] * 4)
+def test_fewer_words_than_codes_start_by_turns(make_config, lm, diffusion):
+    """A second code of a word votes for nothing until it is revived."""
+    config = make_config(codebook_init="words", num_codes=8)
+    model = sgm.StoryModel(config, lm, diffusion)
+    stories = ["The fox and the owl and the fox, a small owl and a red fox."] * 4
+    model.init_encoder(stories)
+    model.init_codebook([])
+    words, _ = model.code_words_start
+    quantizer = model.encoder.quantizer
+    assert 0 < len(words) < 8
+    assert torch.equal(quantizer.codebook[len(words)], quantizer.codebook[0])
+    assert model.encode_stories(stories).max() < len(words)
+
+
+def test_stories_without_whole_words_start_by_kmeans(make_config, lm, diffusion, capsys):
+    model = sgm.StoryModel(make_config(codebook_init="words"), lm, diffusion)
+    stories = ["on on a a on on on a a in in on in"] * 12
+    model.init_encoder(stories)
+    model.init_codebook(stories)
+    assert "codes start by k-means" in capsys.readouterr().err
+    assert model.encoder.quantizer.updates == 1
 
 
 def test_a_book_is_made_again_by_the_storyboard_that_made_it():
