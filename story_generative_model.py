@@ -1084,6 +1084,9 @@ class StoryboardEncoder(nn.Module):
 # --------------------------------------------------------------------------------------------------
 
 
+FREE = -1  # in place of a code: to be drawn
+
+
 class Prior(nn.Module):
     """p_theta(z): a causal Transformer over the eight codes."""
 
@@ -1124,19 +1127,19 @@ class Prior(nn.Module):
             self.to_logits.weight.copy_(0.02 * vectors)
 
     @torch.no_grad()
-    def sample(self, count, generator, pinned=(), temperature=1.0, top_p=1.0) -> Tensor:
-        """Draws `count` storyboards (count, S), slot by slot. `pinned` holds a code, which is kept,
-        or None for each slot. The generator is on the CPU."""
+    def sample(self, count, generator, pinned=None, temperature=1.0, top_p=1.0) -> Tensor:
+        """Draws `count` storyboards (count, S), slot by slot. `pinned`, (S,) or (count, S), holds
+        codes, which are kept, and FREE. The generator is on the CPU."""
         device = self.code.weight.device
         codes = torch.zeros(count, 0, dtype=torch.int64, device=device)
-        for slot in range(NUM_SLOTS):
-            if slot < len(pinned) and pinned[slot] is not None:
-                drawn = torch.full((count, 1), pinned[slot], device=device)
-            else:
+        pinned = torch.full((NUM_SLOTS,), FREE) if pinned is None else pinned
+        for kept in pinned.expand(count, -1).to(device).split(1, dim=1):  # (count, 1), of a slot
+            if (kept == FREE).any():
                 logits = self(F.pad(codes, (0, 1)))[:, -1] / temperature  # (count, K)
                 probs = top_p_filter(logits.softmax(-1), top_p).cpu()
                 drawn = torch.multinomial(probs, 1, generator=generator).to(device)
-            codes = torch.cat([codes, drawn], 1)
+                kept = torch.where(kept == FREE, drawn, kept)
+            codes = torch.cat([codes, kept], 1)
         return codes
 
 
@@ -2466,19 +2469,46 @@ def find_codes(model: StoryModel, pinned: list[int | str | None]) -> list[int | 
 
 @torch.no_grad()
 def draw_storyboard(model, prompt: str, pinned: list, config: Config, seed: int) -> Tensor:
-    """One storyboard (S,) from p(z | prompt), with the pinned slots as they are."""
+    """One storyboard (S,) from p(z | prompt), with the pinned slots as they are, by sampling-
+    importance resampling. Where codes are words, half of the proposals have a word of the prompt in
+    a free slot, which the prior would seldom draw; the weights account for it."""
     if pinned and None not in pinned:
         return torch.tensor(pinned, device=model.lm.device)
     generator, count = make_generator(seed, Stream.STORYBOARD), config.num_storyboards
-    codes = model.prior.sample(count, generator, pinned, config.temperature, config.top_p)  # (N, S)
+    pins = [FREE if code is None else code for code in pinned or [None] * NUM_SLOTS]
+    pins = torch.tensor([pins]).repeat(count, 1)  # (N, S)
+    free, half = (pins[0] == FREE).nonzero()[:, 0], count // 2
+    named = codes_named(model, prompt) if half and config.codebook_init == "words" else pins[0, :0]
+    if len(named):
+        slots = free[torch.randint(len(free), (half,), generator=generator)]
+        words = named[torch.randint(len(named), (half,), generator=generator)]
+        pins[torch.arange(half), slots] = words
+    codes = model.prior.sample(count, generator, pins, config.temperature, config.top_p)  # (N, S)
     if count == 1:
         return codes[0]
     tokens, mask, _ = model.tokenize([prompt])
     cut = torch.ones(count, dtype=torch.bool, device=tokens.device)  # a prompt has no end token
     soft = model.prompt_embeds(codes)
-    nll = model.lm.nll(soft, tokens.expand(count, -1), mask.expand(count, -1), cut)  # (N,)
-    pick = torch.multinomial((-nll).softmax(0).cpu(), 1, generator=generator)
+    nll = model.lm.nll(soft, tokens.expand(count, -1), mask.expand(count, -1), cut).cpu()  # (N,)
+    if len(named):  # the proposals' density over the prior's: q(z) / p(z)
+        given = model.prior(codes).softmax(-1).gather(2, codes[..., None])[..., 0].cpu()  # (N, S)
+        placed = torch.isin(codes.cpu(), named)[:, free] / given[:, free]
+        density = 1 - half / count + half / count * placed.sum(1) / (len(free) * len(named))
+        nll = nll + density.log()
+    pick = torch.multinomial((-nll).softmax(0), 1, generator=generator)
     return codes[int(pick)]
+
+
+def codes_named(model: StoryModel, prompt: str) -> Tensor:
+    """The codes (M,) whose word stands in a prompt, on the CPU."""
+    words = list(dict.fromkeys(words_of(prompt)))
+    ids = [token_ids(model.lm.tokenizer, f" {word}") for word in words]
+    tokens = torch.tensor([one[0] for one in ids if len(one) == 1], dtype=torch.int64)
+    soft = F.normalize(model.code_tokens(range(model.prior.num_codes)), dim=-1)  # (K, P / S * E)
+    rows = model.lm.embedding_rows()[tokens].float().repeat(1, model.soft_prompt.per_slot)
+    nearest = (F.normalize(rows, dim=-1) @ soft.T).argmax(1).unique().tolist()
+    named = [word.lower() in words for word in model.code_words(nearest)]
+    return torch.tensor(nearest, dtype=torch.int64)[torch.tensor(named, dtype=torch.bool)]
 
 
 GOES_ON = re.compile(

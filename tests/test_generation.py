@@ -88,7 +88,11 @@ def test_the_storyboard_is_drawn_by_how_well_it_opens_with_the_prompt(checkpoint
     expected, hits = 0.0, 0
     for seed in range(60):
         candidates = model.prior.sample(
-            2, sgm.make_generator(seed, sgm.Stream.STORYBOARD), [], config.temperature, config.top_p
+            2,
+            sgm.make_generator(seed, sgm.Stream.STORYBOARD),
+            None,
+            config.temperature,
+            config.top_p,
         )
         tokens, mask, _ = model.tokenize(["The red fox"] * 2)
         nll = model.lm.nll(

@@ -92,12 +92,16 @@ def test_sampling_is_a_function_of_the_generator():
 
 def test_pinned_slots_stay_and_the_rest_follow_them():
     prior = make_prior(8)
-    pinned = [None, 5, None, None, 0, None, None, 7]
+    free = sgm.FREE
+    pinned = torch.tensor([free, 5, free, free, 0, free, free, 7])
     drawn = prior.sample(500, torch.Generator().manual_seed(0), pinned)
     assert (drawn[:, 1] == 5).all() and (drawn[:, 4] == 0).all() and (drawn[:, 7] == 7).all()
     assert all(len(drawn[:, slot].unique()) > 1 for slot in (0, 2, 3, 5, 6))
-    whole = list(range(8))
-    assert prior.sample(3, torch.Generator().manual_seed(0), whole).tolist() == [whole] * 3
+    whole = torch.arange(8)
+    assert (prior.sample(3, torch.Generator().manual_seed(0), whole) == whole).all()
+    rows = torch.stack([pinned, whole.where(whole > 0, free)])  # each row its own
+    one, other = prior.sample(2, torch.Generator().manual_seed(0), rows).tolist()
+    assert (one[1], one[4], one[7]) == (5, 0, 7) and other[1:] == list(range(1, 8))
 
 
 def test_top_p_draws_from_the_nucleus_alone():

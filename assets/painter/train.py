@@ -129,13 +129,9 @@ def draw_crops(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def mixture(run: Run) -> np.ndarray:
     """The training pictures (N, 1, 128, 128, 3) uint8: scenes, then panels."""
+    scenes = pool(run, "scenes", run.scaled(VAE_SCENES, 20), partial(draw_scenes, run))
     panels = pool(run, "panels", run.scaled(VAE_PANELS, 8), draw_panels)
-    return np.concatenate([scene_pool(run), panels])[:, None]
-
-
-def scene_pool(run: Run) -> np.memmap:
-    """The training scenes that are kept as pictures, for the autoencoder and the reader."""
-    return pool(run, "scenes", run.scaled(VAE_SCENES, 20), partial(draw_scenes, run))
+    return np.concatenate([scenes, panels])[:, None]
 
 
 def train_vae(run: Run) -> None:
@@ -414,14 +410,16 @@ class UNetCheck:
 # --------------------------------------------------------------------------------------------------
 
 READER_BATCH = 32
-READER_RECIPE = Recipe(steps=20_000, learning_rate=2e-3, weight_decay=0.01, ema_decay=0.999)
+READER_CODED = 2  # of a batch have been through the autoencoder
+READER_RECIPE = Recipe(steps=10_000, learning_rate=2e-3, weight_decay=0.01, ema_decay=0.999)
 READER_CHECK = 256
 
 
 def train_reader(run: Run) -> None:
     """Stage reader: saved in fp16 to output_dir/reader.safetensors."""
     names, vae = illustrator(run).names(), backbones.load_vae(run)
-    pictures, latents = scene_pool(run), scene_latents(run)
+    latents = scene_latents(run)
+    pictures = pool(run, "reader_scenes", len(latents), partial(draw_scenes, run))
     checked = [sample_scene(HELD_OUT + i, names) for i in range(run.scaled(READER_CHECK, 8))]
     check_pixels = draw_scenes(run, len(checked), HELD_OUT)
     torch.manual_seed(seed_of(run.seed, "reader"))
@@ -430,7 +428,7 @@ def train_reader(run: Run) -> None:
     def losses_at(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng(seed_of(run.seed, "reader batch", step))
         index = rng.integers(len(pictures), size=READER_BATCH)
-        coded = torch.from_numpy(latents[index[: backbones.PROBE_RECONSTRUCTED]])
+        coded = torch.from_numpy(latents[index[:READER_CODED]])
         signal = to_signal(pictures[index], run.device)
         looks = backbones.look_generated(run, vae, signal, coded.to(run.device).float())
         scenes = [sample_scene(int(i), names) for i in index]
