@@ -360,8 +360,17 @@ def test_a_panel_shows_the_hero_and_its_own_part_where_the_story_is():
     assert [one.thing for one in moved.shown] == ["fox", "owl"] and moved.place == "sea"
 
 
-def test_tale_panels_are_of_stories_with_a_hero(tmp_path):
-    told = ["The cat saw a boat. The cat ran home. It was night.", "Nobody came.", "A dog sat."]
+def test_what_the_painter_learns_are_things():
+    named = things.split(things.PAINTED_NAMES)
+    assert len(set(named)) == len(named) >= 150 and set(named) <= set(THINGS)
+
+
+def test_tale_panels_are_of_stories_with_a_hero_that_the_painter_learns(tmp_path):
+    told = [
+        "The cat saw a boat. The cat ran home. It was night.", "Nobody came.", "A sloth sat.",
+        "A dog sat.",
+    ]  # fmt: skip
+    assert "sloth" in set(THINGS) - things.PAINTED
     (tmp_path / "train").mkdir()
     lines = "".join(json.dumps({"prompt": "A.", "story": story}) + "\n" for story in told)
     (tmp_path / "train" / "stories.jsonl").write_text(lines)
@@ -370,6 +379,13 @@ def test_tale_panels_are_of_stories_with_a_hero(tmp_path):
     assert [scene.shown[0].thing for _, scene in panels] == ["cat", "dog"]
     assert all(text in told[0] or text.startswith("The cat saw a boat.") for text, _ in panels[:1])
     assert books.tale_panels(tokenizer, str(tmp_path), "train", 1) == panels[:1]
+
+
+def test_a_lesson_weighs_less_with_a_thing_that_few_stories_name():
+    def weight(*names):
+        return train.lesson_weight(Scene(tuple(map(Shown, names)), "forest"))
+
+    assert weight("dog") == 2 * weight("dog", "cat") > 2 * weight("dog", "unicorn") > 0
 
 
 def test_the_nearest_of_known_latents():

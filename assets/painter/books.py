@@ -21,7 +21,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 from captions import scene_named, scene_of, things_in, tokens_of  # noqa: E402
 from pictures import illustrator, latent_pool  # noqa: E402
 from scenes import Scene  # noqa: E402
-from things import THINGS  # noqa: E402
+from things import PAINTED, THINGS  # noqa: E402
 from train_backbones import Run  # noqa: E402
 
 import story_generative_model as sgm  # noqa: E402
@@ -52,8 +52,8 @@ def panel_scene(hero: str, opening: str, part: str, seed: int) -> Scene:
 
 
 def tale_panels(tokenizer, data_root: str, split: str, count: int) -> list[tuple[str, Scene]]:
-    """A panel of each of the first `count` stories whose opening has a hero: the painter's text,
-    its scene. Which panel of how many is drawn by lot."""
+    """A panel of each of the first `count` stories whose opening has a hero, if the painter learns
+    all that it shows: the painter's text, its scene. Which panel of how many is drawn by lot."""
     told = []
     for number, row in enumerate(sgm.read_rows(data_root, split)):
         chance = random.Random(number)
@@ -61,7 +61,8 @@ def tale_panels(tokenizer, data_root: str, split: str, count: int) -> list[tuple
         if hero := hero_of(parts[0]):
             panel = chance.randrange(len(parts))
             scene = panel_scene(hero, parts[0], parts[panel], seed=number)
-            told.append((sgm.panel_texts(parts, "part")[panel], scene))
+            if all(one.thing in PAINTED for one in scene.shown):
+                told.append((sgm.panel_texts(parts, "part")[panel], scene))
         if len(told) == count:
             return told
     return told

@@ -30,8 +30,8 @@ import reading  # noqa: E402
 import train_backbones as backbones  # noqa: E402
 from books import hero_of, panel_scene  # noqa: E402
 from captions import Named, caption, scene_named, scene_of  # noqa: E402
-from pictures import REPORT, illustrator, scene_latents  # noqa: E402
-from scenes import Illustrator, Scene, sample_scene  # noqa: E402
+from pictures import REPORT, illustrator, scene_latents, scenes_from  # noqa: E402
+from scenes import Illustrator, Scene  # noqa: E402
 from things import KINDS, THINGS  # noqa: E402
 from train_backbones import Run, encode, psnr, reconstruct, share  # noqa: E402
 
@@ -348,8 +348,7 @@ def write_card(run: Run, data_root: Path) -> None:
     """Stage card: card.md and its sheets in output_dir; the card is printed as well."""
     shipped, chance = load_shipped(run), random.Random(0)
     stories = book_rows(shipped, data_root)  # first, since the data may be missing
-    names = shipped.illustrator.names()
-    scenes = [sample_scene(REPORT + i, names) for i in range(run.scaled(SCENES, 8))]
+    scenes = scenes_from(run, run.scaled(SCENES, 8), REPORT)
     drawn = shipped.illustrator.draw_all(scenes)
     painted = shipped.paint([caption(scene, chance) for scene in scenes])
     columns = [shipped.read(pictures) for pictures in (drawn, painted)]

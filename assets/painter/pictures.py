@@ -20,8 +20,9 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "storyworld")]
 
 import train_backbones as backbones  # noqa: E402  (memory maps, the autoencoder's encoder)
 import world  # noqa: E402
-from scenes import PICTURE, Illustrator, sample_scene  # noqa: E402
+from scenes import PICTURE, Illustrator, Scene, sample_scene  # noqa: E402
 from sprites import Art  # noqa: E402
+from things import PAINTED  # noqa: E402
 from train_backbones import Run  # noqa: E402
 
 HELD_OUT = 10**9
@@ -29,18 +30,27 @@ REPORT = HELD_OUT + 10**6  # seen by no training's checks either
 LOG_SECONDS = 10
 POOL_PART = 100  # pictures that are drawn between two marks
 LATENT_SHAPE = (4, PICTURE // 4, PICTURE // 4)
-UNET_SCENES = 16_000  # that the UNet and the reader learn from
+SCENES = 16_000  # to learn from
 
 
 def illustrator(run: Run) -> Illustrator:
     return Illustrator(Art(run.work_dir / "sprites.zip"))
 
 
+def painted_names(run: Run) -> list[str]:
+    """The things that the painter learns, as far as there is art for them."""
+    return [name for name in illustrator(run).names() if name in PAINTED]
+
+
+def scenes_from(run: Run, count: int, first: int = 0) -> list[Scene]:
+    """The scenes from seed `first` on."""
+    names = painted_names(run)
+    return [sample_scene(first + i, names) for i in range(count)]
+
+
 def draw_scenes(run: Run, count: int, first: int = 0) -> np.ndarray:
-    """Pictures (count, 128, 128, 3) uint8 of the scenes from seed `first` on."""
-    painter = illustrator(run)
-    names = painter.names()
-    return painter.draw_all([sample_scene(first + i, names) for i in range(count)])
+    """Their pictures (count, 128, 128, 3) uint8."""
+    return illustrator(run).draw_all(scenes_from(run, count, first))
 
 
 def draw_panels(count: int, first: int = 0) -> np.ndarray:
@@ -95,6 +105,14 @@ def draw_story_panels(count: int, first: int = 0) -> np.ndarray:
                      for i in range(first, first + count)])  # fmt: skip
 
 
+def scene_pictures(run: Run) -> np.memmap:
+    """The scenes that every stage learns from (N, 128, 128, 3) uint8."""
+    return pool(run, "scenes", run.scaled(SCENES, 40), partial(draw_scenes, run))
+
+
 def scene_latents(run: Run) -> np.memmap:
-    """The latents of the scenes that the UNet and the reader learn from."""
-    return latent_pool(run, "scenes", run.scaled(UNET_SCENES, 40), partial(draw_scenes, run))
+    """Their latents (N, L, 32, 32) float16."""
+    pictures = scene_pictures(run)
+    return latent_pool(
+        run, "scenes", len(pictures), lambda count, first: pictures[first : first + count]
+    )

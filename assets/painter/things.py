@@ -712,6 +712,26 @@ def read_tables() -> dict[str, Thing]:
 
 THINGS = read_tables()
 
+# A painter of few hours paints few things well: those that stories name most, and those that
+# children ask for. The rest can be drawn.
+PAINTED_NAMES = """
+dog, rabbit, cat, frog, deer, fox, squirrel, mouse, puppy, cow, horse, bear, owl, lion, elephant, turtle,
+kitten, monkey, snake, ant, wolf, sheep, pig, crocodile, goat, tiger, spider, hedgehog, giraffe, dinosaur,
+snail, penguin, panda, unicorn, bird, hen, duck, crow, eagle, fish, whale, octopus, mermaid, crab,
+butterfly, bee, alien, fairy, monster, ghost, dragon, robot, snowman, clown,
+mother, boy, girl, father, man, grandfather, brother, king, farmer, woman, grandmother, baby, sister,
+teacher, queen, doctor, princess, prince, knight, pirate, witch, wizard, astronaut,
+tree, flower, bunch of flowers, leaf, pine tree, mushroom, rose, soup, candy, cake, milk, sandwich, apple,
+bread, egg, nut, cookie, carrot, ice cream, honey, banana, pie, cheese, pumpkin,
+teddy bear, log, door, ball, rock, box, present, heart, doll, coin, picture, bag, dress, hat, coat, fire,
+shoes, rope, nest, bucket, book, feather, basket, letter, ladder, pot, treasure chest, trumpet, drum,
+balloon, bell, key, bottle, crown, magic wand, sword, kite, umbrella, lantern,
+bed, table, chair, swing, slide, well, fence, tent, cart, car, sailboat, truck, train, bicycle, plane,
+ship, bus, rocket, hot air balloon, house, shop, school, castle, barn, tower, hut, bridge, ferris wheel,
+merry-go-round, roller coaster, circus tent, lighthouse, sun, cloud, star, moon, rainbow, planet
+"""
+PAINTED = frozenset(split(PAINTED_NAMES))
+
 
 def sprite_names() -> list[str]:
     """The sprites that the tables name, each once."""

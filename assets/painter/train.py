@@ -50,6 +50,8 @@ from pictures import (  # noqa: E402
     latent_pool,
     pool,
     scene_latents,
+    scene_pictures,
+    scenes_from,
 )
 from scenes import PICTURE, Scene, drawing_weights, sample_scene  # noqa: E402
 from train_backbones import Recipe, Run, fit, psnr, reconstruct, seed_of, to_signal  # noqa: E402
@@ -129,7 +131,7 @@ def draw_crops(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def mixture(run: Run) -> np.ndarray:
     """The training pictures (N, 1, 128, 128, 3) uint8: scenes, then panels."""
-    scenes = pool(run, "scenes", run.scaled(VAE_SCENES, 20), partial(draw_scenes, run))
+    scenes = scene_pictures(run)[: run.scaled(VAE_SCENES, 20)]
     panels = pool(run, "panels", run.scaled(VAE_PANELS, 8), draw_panels)
     return np.concatenate([scenes, panels])[:, None]
 
@@ -283,7 +285,7 @@ UNET_SHAPE = dict(
 )
 UNET_STORIES = 500
 UNET_TALES = 8000  # real stories, a panel of each
-TALE_SHARE = 0.35  # of them in every batch
+TALE_SHARE = 0.3  # of them in every batch
 USUAL = 10.0  # the weight of a thing that 80 stories name
 UNET_BATCH = 32
 UNET_RECIPE = Recipe(
@@ -341,14 +343,13 @@ def train_unet(run: Run, data_root: Path) -> None:
     """Stage unet: the pipeline goes to output_dir/diffusion."""
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
-    names, beats = illustrator(run).names(), len(world.BEATS)
-    scenes = scene_latents(run)
+    scenes, beats = scene_latents(run), len(world.BEATS)
     panels = latent_pool(run, "panels", beats * run.scaled(UNET_STORIES, 4), draw_story_panels)
     stories = [world.write_story(i) for i in range(len(panels) // beats)]
     tokenizer, text_encoder = load_text(run)
     told = tale_panels(tokenizer, str(data_root), "train", run.scaled(UNET_TALES, 4))
     tales = tale_latents(run, told)
-    drawn = [sample_scene(i, names) for i in range(len(scenes))]
+    drawn = scenes_from(run, len(scenes))
     up_to = [*accumulate(map(lesson_weight, drawn))]
     scheduler = DDPMScheduler(**backbones.NOISE_SCHEDULE)
     torch.manual_seed(seed_of(run.seed, "painter unet"))
@@ -375,7 +376,7 @@ def train_unet(run: Run, data_root: Path) -> None:
         errors, weights = backbones.noise_errors(painter, scheduler, clean, ids, own)
         return {"loss": (weights * errors).mean(), "error": errors.mean()}
 
-    check = UNetCheck(run, tokenizer, scheduler, names)
+    check = UNetCheck(run, tokenizer, scheduler)
     backbones.save_pipeline(
         run,
         tokenizer,
@@ -388,10 +389,10 @@ class UNetCheck:
     tells them apart.
     """
 
-    def __init__(self, run: Run, tokenizer, scheduler, names: list[str]) -> None:
+    def __init__(self, run: Run, tokenizer, scheduler) -> None:
         self.run, self.scheduler = run, scheduler
         count, rng = run.scaled(UNET_CHECK, 8), random.Random(0)
-        texts = [caption(sample_scene(HELD_OUT + i, names), rng) for i in range(count)]
+        texts = [caption(scene, rng) for scene in scenes_from(run, count, HELD_OUT)]
         self.latents = backbones.encode(
             run, backbones.load_vae(run), draw_scenes(run, count, HELD_OUT)
         )
@@ -417,10 +418,9 @@ READER_CHECK = 256
 
 def train_reader(run: Run) -> None:
     """Stage reader: saved in fp16 to output_dir/reader.safetensors."""
-    names, vae = illustrator(run).names(), backbones.load_vae(run)
-    latents = scene_latents(run)
-    pictures = pool(run, "reader_scenes", len(latents), partial(draw_scenes, run))
-    checked = [sample_scene(HELD_OUT + i, names) for i in range(run.scaled(READER_CHECK, 8))]
+    vae, pictures, latents = backbones.load_vae(run), scene_pictures(run), scene_latents(run)
+    drawn = scenes_from(run, len(pictures))
+    checked = scenes_from(run, run.scaled(READER_CHECK, 8), HELD_OUT)
     check_pixels = draw_scenes(run, len(checked), HELD_OUT)
     torch.manual_seed(seed_of(run.seed, "reader"))
     reader = reading.PictureReader().to(run.device)
@@ -431,7 +431,7 @@ def train_reader(run: Run) -> None:
         coded = torch.from_numpy(latents[index[:READER_CODED]])
         signal = to_signal(pictures[index], run.device)
         looks = backbones.look_generated(run, vae, signal, coded.to(run.device).float())
-        scenes = [sample_scene(int(i), names) for i in index]
+        scenes = [drawn[i] for i in index]
         return reading.losses(reader(looks), *reading.batch_labels(scenes, run.device))
 
     def held_out(model) -> dict[str, float]:
