@@ -2046,7 +2046,7 @@ class StoryModel(nn.Module):
 
     def code_tokens(self, codes: Sequence[int]) -> Tensor:
         """Codes -> what the linear map makes of them, float32 (N, P / S * E)."""
-        codes = torch.tensor(list(codes), device=self.lm.device)
+        codes = torch.tensor(list(codes), dtype=torch.int64, device=self.lm.device)
         return self.soft_prompt.linear(self.encoder.quantizer.embed_codes(codes)).float()
 
     @torch.no_grad()
@@ -2575,7 +2575,7 @@ def write_stories(model: StoryModel, config: Config, prompts, seeds, pinned) -> 
 
 def tell_stories(model: StoryModel, config: Config, codes: Tensor, prompts, seeds) -> list[str]:
     """Stories behind prompts, by storyboards (B, S)."""
-    if config.story_template:  # such a model was taught with lines as people type them
+    if config.story_template:  # behind an instruction a title stands on a line of its own
         prompts = [opening(prompt) for prompt in prompts]
     return model.lm.generate_text(model.prompt_embeds(codes), prompts, config, seeds)
 

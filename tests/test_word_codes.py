@@ -66,7 +66,8 @@ def test_a_code_is_pinned_by_its_word(words):
 def test_the_codes_that_a_prompt_names(words):
     named = sgm.codes_named(words, "The FOX, a dragon, the fox")
     assert words.code_words(named.tolist()) == ["fox"]
-    assert len(sgm.codes_named(words, "of it")) == 0
+    for prompt in ("of it", "\u65e5\u672c", "!!!"):
+        assert len(sgm.codes_named(words, prompt)) == 0
 
 
 def test_a_storyboard_with_the_prompt_s_words_is_drawn_as_often_as_it_should_be(words):
