@@ -1998,7 +1998,12 @@ class StoryModel(nn.Module):
         self.backbones = (lm, diffusion)  # a tuple: not registered, so not saved, moved or trained
         if diffusion:
             diffusion.check_steps(config.num_inference_steps)
-        room = lm.context - lm.prefix_length(NUM_SLOTS * config.soft_tokens_per_slot)
+        prefix = lm.prefix_length(NUM_SLOTS * config.soft_tokens_per_slot)
+        room = lm.context - prefix
+        if room < NUM_SLOTS:
+            where = f"--lm_model {config.lm_model} has a context of {lm.context} tokens"
+            what = f'the soft prompt takes {prefix}: a shorter --story_template ("" for none) helps'
+            raise StoryError(f"{where}, of which {what}", 2)
         self.max_tokens = min(room, config.max_story_tokens)
         rows = lm.embedding_rows()
         self.encoder = StoryboardEncoder(config, rows, self.max_tokens)

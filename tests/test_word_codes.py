@@ -104,6 +104,14 @@ def test_fewer_words_than_codes_start_by_turns(make_config, lm, diffusion):
     assert model.encode_stories(stories).max() < len(words)
 
 
+def test_a_context_that_the_instruction_fills_is_told(make_config):
+    config = make_config(story_template=sgm.STORY_TEMPLATE)
+    lm = sgm.load_language_model(config, CPU, torch.float32)
+    with pytest.raises(sgm.StoryError, match=r"context of 64 .* shorter --story_template") as error:
+        sgm.StoryModel(config, lm, None)
+    assert error.value.code == 2
+
+
 def test_stories_without_whole_words_start_by_kmeans(make_config, lm, diffusion, capsys):
     model = sgm.StoryModel(make_config(codebook_init="words"), lm, diffusion)
     stories = ["on on a a on on on a a in in on in"] * 12

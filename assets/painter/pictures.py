@@ -37,14 +37,9 @@ def illustrator(run: Run) -> Illustrator:
     return Illustrator(Art(run.work_dir / "sprites.zip"))
 
 
-def painted_names(run: Run) -> list[str]:
-    """The things that the painter learns, as far as there is art for them."""
-    return [name for name in illustrator(run).names() if name in PAINTED]
-
-
 def scenes_from(run: Run, count: int, first: int = 0) -> list[Scene]:
-    """The scenes from seed `first` on."""
-    names = painted_names(run)
+    """The scenes from seed `first` on, of things that the painter learns."""
+    names = [name for name in illustrator(run).names() if name in PAINTED]
     return [sample_scene(first + i, names) for i in range(count)]
 
 
