@@ -144,6 +144,9 @@ class Config:
         1.0, "sampling temperature of storyboard and story", "train generate", low=0.01
     )
     top_p: float = SAMPLING(0.95, "nucleus of storyboard and story", "train generate", low=0.01)
+    lm_guidance_scale: float = SAMPLING(
+        1.0, "above 1: the story keeps to its line and storyboard (classifier-free guidance)", low=0
+    )
     repetition_penalty: float = SAMPLING(1.0, "above 1: less likely to repeat words", low=0.01)
     no_repeat_ngram_size: int = SAMPLING(0, "n-grams that never occur twice; 0: off", low=0)
     max_new_tokens: int = SAMPLING(320, "longest continuation, tokens", "train generate", low=1)
@@ -253,7 +256,8 @@ PRESETS = {
         ema_decay=0.998, beta_kl=0.5, max_train_steps=110, train_batch_size=8, diffusion_stories=1,
         dataloader_num_workers=0, checkpointing_steps=50, validation_steps=110, max_val_samples=64,
         eval_batch_size=8, mixed_precision="bf16", temperature=0.8, no_repeat_ngram_size=4,
-        max_new_tokens=220, num_storyboards=16, guidance_scale=2.5, num_inference_steps=10,
+        lm_guidance_scale=1.5, max_new_tokens=220, num_storyboards=16, guidance_scale=2.5,
+        num_inference_steps=10,
     ),
     "storyworld": dict(
         lm_model="assets/storyworld/lm", diffusion_model="assets/storyworld/diffusion",
@@ -1602,6 +1606,8 @@ class LanguageModel:
         # padded at the left, so that all prompts end in one place
         tokens = [torch.tensor([row], dtype=torch.int64, device=self.device) for row in rows]
         inputs = [self.build_inputs(*one)[0] for one in zip(soft.split(1), tokens)]
+        if config.lm_guidance_scale != 1:  # the same stories behind the start token alone
+            inputs += [self.build_inputs(soft[:1, :0], tokens[0][:, :0])[0]] * len(rows)
         embeds, mask = pad_rows(inputs, "left")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -1630,9 +1636,10 @@ def load_language_model(config: Config, device, dtype, checkpointing=False) -> L
     return LanguageModel(config.lm_model, device, dtype, checkpointing, **options)
 
 
-def logits_processors(config: Config, prompts: list[list[int]], seeds: list[int]) -> list[Callable]:
-    """What makes scores a sample, in transformers' order: penalties, temperature, nucleus, noise.
-    (generate's own repetition penalty ignores as many new tokens as a row has padding.)"""
+def logits_processors(config: Config, prompts: list[list[int]], seeds: list[int]) -> Sequence:
+    """What makes scores a sample: guidance, then in transformers' order penalties, temperature,
+    nucleus, noise. (generate's own repetition penalty ignores as many new tokens as a row has
+    padding.)"""
     from transformers.generation import logits_process as hf
 
     processors = [hf.RepetitionPenaltyLogitsProcessor(config.repetition_penalty)]
@@ -1640,7 +1647,23 @@ def logits_processors(config: Config, prompts: list[list[int]], seeds: list[int]
         processors.append(hf.NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
     processors.append(hf.TemperatureLogitsWarper(config.temperature))
     processors.append(hf.TopPLogitsWarper(config.top_p))
-    return hf.LogitsProcessorList([*processors, KeyedGumbelNoise(prompts, seeds)])
+    processors = hf.LogitsProcessorList([*processors, KeyedGumbelNoise(prompts, seeds)])
+    guided = ClassifierFreeGuidance(config.lm_guidance_scale, processors)
+    return processors if config.lm_guidance_scale == 1 else hf.LogitsProcessorList([guided])
+
+
+class ClassifierFreeGuidance:
+    """A LogitsProcessor (Sanchez et al. 2023). Of scores (2B, V) the first half stands behind line
+    and storyboard (c), the second behind neither; both become log p(x) + scale * (log p(x | c) -
+    log p(x)), through the other `processors`, and so write the same stories."""
+
+    def __init__(self, scale: float, processors: Callable):
+        self.scale, self.processors = scale, processors
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        told, untold = scores.log_softmax(-1).chunk(2)
+        guided = torch.lerp(untold, told, self.scale)
+        return self.processors(input_ids[: len(told)], guided).repeat(2, 1)
 
 
 class KeyedGumbelNoise:

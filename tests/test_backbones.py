@@ -1,5 +1,7 @@
 """Backbones: the frozen models give the losses that they give alone, and stay as they were."""
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import CPU, make_diffusion, make_stories
@@ -158,6 +160,33 @@ def test_a_story_does_not_depend_on_those_that_are_written_beside_it(lm, config)
         assert lm.generate_text(soft[[row]], [prompts[row]], config, [seeds[row]]) == [
             together[row]
         ]
+
+
+def test_guidance_weighs_a_line_against_no_line(lm, config):
+    """Nearly greedy stories are those of the guided scores, computed here from two plain passes; at
+    0 nothing of soft prompt or line is left; beside others a story is what it is alone."""
+    greedy = dataclasses.replace(config, temperature=0.01, top_p=1.0, max_new_tokens=6)
+    soft = torch.randn(2, 8, lm.width, generator=torch.Generator().manual_seed(0))
+    lines = ["The fox", "A small blue owl was sad"]
+
+    def tell(scale: float, rows: slice = slice(2)) -> list[str]:
+        guided = dataclasses.replace(greedy, lm_guidance_scale=scale)
+        return lm.generate_text(soft[rows], lines[rows], guided, [3, 4][rows])
+
+    together = tell(1.7)
+    assert [tell(1.7, slice(i, i + 1))[0] for i in range(2)] == together
+    untold = [told[len(line) :] for told, line in zip(tell(0.0), lines)]
+    assert untold[0] == untold[1] and tell(1.0) != together
+    for row, line in enumerate(lines):
+        ids, written = sgm.token_ids(lm.tokenizer, line), []
+        for _ in range(6):
+            passes = []
+            for prefix, text in ((soft[[row]], ids), (soft[:1, :0], [])):
+                tokens = torch.tensor([text + written], dtype=torch.int64)
+                inputs = lm.build_inputs(prefix, tokens)
+                passes.append(lm.model(inputs_embeds=inputs).logits[0, -1].log_softmax(-1))
+            written.append(int(torch.lerp(passes[1], passes[0], 1.7).argmax()))
+        assert together[row] == lm.join(line, ids, written)
 
 
 def test_the_noise_is_a_sample_s_and_comes_back_with_its_words():
