@@ -39,9 +39,11 @@ FAMILIES = {
     "mpt": dict(d_model=32, n_layers=2, n_heads=2, max_seq_len=128),
     "gpt2": dict(n_embd=32, n_layer=2, n_head=2, n_positions=128),
 }
-SAMPLING = SimpleNamespace(
+SAMPLING = dict(
     temperature=1.0, top_p=0.95, repetition_penalty=1.0, no_repeat_ngram_size=0, max_new_tokens=12
 )
+SAMPLING = SimpleNamespace(**SAMPLING, lm_guidance_scale=1.0)
+GUIDED = SimpleNamespace(**vars(SAMPLING) | dict(lm_guidance_scale=1.5))
 
 
 def make_tokenizer(metaspace=False, bos="<s>", eos="</s>", texts=(), size: int = 400, **settings):
@@ -81,7 +83,8 @@ def make_model(
     config = AutoConfig.for_model(
         family, vocab_size=rows or len(tokenizer), **FAMILIES[family] | special | settings
     )
-    AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    model.to(config.dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -170,20 +173,36 @@ def test_the_gradient_reaches_every_soft_token_of_every_family(family):
     assert all(parameter.grad is None for parameter in family.model.parameters())
 
 
-def test_every_family_tells_a_story_that_does_not_depend_on_its_neighbours(family):
+@pytest.mark.parametrize("sampling", [SAMPLING, GUIDED], ids=["plain", "guided"])
+def test_every_family_tells_a_story_that_does_not_depend_on_its_neighbours(family, sampling):
     prompts, seeds = ["The fox", "A small blue owl was sad in the forest. Then", "Key"], [5, 6, 5]
     soft = family.embed(
         torch.randint(5, 100, (3, sgm.NUM_SLOTS), generator=torch.Generator().manual_seed(0))
     )
-    together = family.generate_text(soft, prompts, SAMPLING, seeds)
+    together = family.generate_text(soft, prompts, sampling, seeds)
     alone = [
-        family.generate_text(soft[[i]], [prompts[i]], SAMPLING, [seeds[i]])[0] for i in range(3)
+        family.generate_text(soft[[i]], [prompts[i]], sampling, [seeds[i]])[0] for i in range(3)
     ]
     assert together == alone
     assert all(
         story.startswith(prompt) and len(story) > len(prompt)
         for story, prompt in zip(together, prompts)
     )
+
+
+def test_weights_that_are_bf16_stay_so_where_the_processor_multiplies_in_it(tmp_path):
+    """For telling and measuring on a CPU; the NLL is the same to bf16's three digits."""
+    folder = make_model(tmp_path / "bf16", dtype=torch.bfloat16)
+    assert json.loads((tmp_path / "bf16" / "config.json").read_text())["dtype"] == "bfloat16"
+    kept, exact = load(folder, keep_bf16=True), load(folder)
+    kind = torch.bfloat16 if sgm.cpu_has_bf16() else torch.float32
+    assert (kept.model.dtype, exact.model.dtype) == (kind, torch.float32)
+    soft = torch.randn(4, sgm.NUM_SLOTS, kept.width, generator=torch.Generator().manual_seed(0))
+    nlls = [lm.nll(soft, *batch_of(lm, STORIES)) for lm in (kept, exact)]
+    torch.testing.assert_close(*nlls, rtol=2e-2, atol=0)
+    assert kept.generate_text(soft, STORIES, GUIDED, [0, 1, 2, 3])
+    float32 = make_model(tmp_path / "float32")
+    assert load(float32, keep_bf16=True).model.dtype == torch.float32
 
 
 def test_embedding_rows_are_what_the_layer_puts_out(family):
