@@ -312,7 +312,23 @@ def test_coverage_counts_marked_nouns(tmp_path, capsys):
     assert shown == "0.800 of 5 nouns, 4 words, can be shown" and missed == "missed: secret:1"
 
 
-# ---- the card ----
+# ---- the reader, the card ----
+
+
+def test_a_reader_s_pictures_are_moved_a_little():
+    """A dot stays in each picture, near where it was, and elsewhere in each; a plain picture is
+    left as it is."""
+    torch.manual_seed(0)
+    dots = torch.zeros(8, 3, 128, 128)
+    dots[:, :, 60:68, 60:68] = 1
+    moved = reading.moved(dots)
+    assert moved.shape == dots.shape and moved.min() >= 0 and moved.max() <= 1
+    places_of = [(one[0] > 0.5).nonzero().float().mean(0) for one in moved]
+    shifts = (torch.stack(places_of) - 63.5).abs()
+    assert 2 < shifts.max() < 16 and len(shifts.unique(dim=0)) == 8
+    torch.testing.assert_close(
+        reading.moved(torch.full((2, 3, 128, 128), 0.3)).unique().mean(), torch.tensor(0.3)
+    )
 
 
 def logits_of(*chosen: tuple[str, ...]) -> torch.Tensor:

@@ -73,7 +73,7 @@ Of {scenes} scenes from seed {first:,} on. The autoencoder returns them at {psnr
 |---|---|---|
 {kinds}
 
-![Drawn scenes above painted ones](scenes.png)
+![Drawn scenes above painted ones](scenes.webp)
 
 ## Typed lines
 
@@ -83,7 +83,7 @@ The lines of `tests/benchmarks/open_prompts.txt`: what a line names and can be s
 |---|---|---|---|
 {prompts}
 
-![Drawn lines above painted ones](prompts.png)
+![Drawn lines above painted ones](prompts.webp)
 
 ## Books
 
@@ -95,7 +95,7 @@ panel's own (`--panel_text part`).
 |---|---|---|---|
 {stories}
 
-![Of each book its drawn panels above the painted ones](books.png)
+![Of each book its drawn panels above the painted ones](books.webp)
 
 ## No copies
 
@@ -223,12 +223,12 @@ def values_read(logits: Tensor, factor: str, wanted: list[str | None]) -> list[b
 
 
 def prompt_rows(shipped: Shipped) -> list[str]:
-    """Things and places that typed lines name: are they shown? Writes prompts.png."""
+    """Things and places that typed lines name: are they shown? Writes prompts.webp."""
     lines = typed_lines()[: shipped.run.scaled(len(typed_lines()), 8)]
     texts, named = zip(*lines)
     scenes = [scene_named(names, seed) for seed, names in enumerate(named)]
     drawn, painted = shipped.illustrator.draw_all(scenes), shipped.paint(list(texts))
-    write_sheet(shipped.run.output_dir / "prompts.png", drawn, painted)
+    write_sheet(shipped.run.output_dir / "prompts.webp", drawn, painted)
     columns = [shipped.read(pictures) for pictures in (drawn, painted)]
     things = [tuple(one.thing for one in scene.shown) for scene in scenes]
     places = [names.place for names in named]
@@ -260,14 +260,14 @@ def open_books(shipped: Shipped, data_root: Path) -> list[tuple[str, list[str]]]
 
 
 def book_rows(shipped: Shipped, data_root: Path) -> list[str]:
-    """Is a story's hero shown in its panels, in neighbouring ones, in all? Writes books.png: of
+    """Is a story's hero shown in its panels, in neighbouring ones, in all? Writes books.webp: of
     each book its drawn panels, and the painted ones."""
     books = open_books(shipped, data_root)
     told = [(hero, parts[0], part) for hero, parts in books for part in parts]
     scenes = [panel_scene(*panel, seed) for seed, panel in enumerate(told)]
     texts = [text for _, parts in books for text in sgm.panel_texts(parts, "part")]
     strips = [shipped.illustrator.draw_all(scenes), shipped.paint(texts)]
-    write_sheet(shipped.run.output_dir / "books.png", *strips)
+    write_sheet(shipped.run.output_dir / "books.webp", *strips)
     number = torch.tensor([reading.THING_NAMES.index(hero) for hero, *_ in told])[:, None]
     columns = []
     for pictures in strips:
@@ -352,7 +352,7 @@ def write_card(run: Run, data_root: Path) -> None:
     drawn = shipped.illustrator.draw_all(scenes)
     painted = shipped.paint([caption(scene, chance) for scene in scenes])
     columns = [shipped.read(pictures) for pictures in (drawn, painted)]
-    write_sheet(run.output_dir / "scenes.png", drawn[:64], painted[:64])
+    write_sheet(run.output_dir / "scenes.webp", drawn[:64], painted[:64])
     tables = dict(
         captions=caption_rows(shipped, scenes, columns),
         kinds=kind_rows(scenes, columns),

@@ -161,6 +161,21 @@ class PictureReader(nn.Module):
         )
 
 
+MOST_SHIFT, MOST_SCALE = 0.15, 0.15  # of half a side; of the size
+
+
+def moved(pictures: Tensor) -> Tensor:
+    """Each of the pictures (B, 3, 128, 128) shifted and scaled by chance: a reader that sees a
+    picture twenty times learns what it shows, and not the picture."""
+    count = len(pictures)
+    lot = torch.rand(count, 3, device=pictures.device) * 2 - 1
+    theta = torch.zeros(count, 2, 3, device=pictures.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 + MOST_SCALE * lot[:, 0]
+    theta[:, :, 2] = MOST_SHIFT * lot[:, 1:]
+    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+
+
 @torch.no_grad()
 def read_pictures(run: Run, reader: PictureReader, pictures: np.ndarray) -> dict[str, Tensor]:
     """Logits of pictures (B, 128, 128, 3) uint8."""

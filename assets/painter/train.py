@@ -407,7 +407,7 @@ class UNetCheck:
 #
 # Tells which things, place, time, weather, mood, colour and relation a picture shows, so that "the
 # picture shows the text" is a number. It learns from drawn scenes, some of which have been through
-# the autoencoder, some blurred or noisy.
+# the autoencoder, some blurred or noisy, all shifted and scaled a little.
 # --------------------------------------------------------------------------------------------------
 
 READER_BATCH = 32
@@ -432,7 +432,9 @@ def train_reader(run: Run) -> None:
         signal = to_signal(pictures[index], run.device)
         looks = backbones.look_generated(run, vae, signal, coded.to(run.device).float())
         scenes = [drawn[i] for i in index]
-        return reading.losses(reader(looks), *reading.batch_labels(scenes, run.device))
+        return reading.losses(
+            reader(reading.moved(looks)), *reading.batch_labels(scenes, run.device)
+        )
 
     def held_out(model) -> dict[str, float]:
         return reading.accuracy(model((to_signal(check_pixels, run.device) + 1) / 2), checked)
