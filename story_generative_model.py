@@ -145,7 +145,10 @@ class Config:
     )
     top_p: float = SAMPLING(0.95, "nucleus of storyboard and story", "train generate", low=0.01)
     lm_guidance_scale: float = SAMPLING(
-        1.0, "above 1: the story keeps to its line and storyboard (classifier-free guidance)", low=0
+        1.0,
+        "classifier-free guidance of the story: above 1 it keeps to its line and storyboard",
+        "train generate",
+        low=0,
     )
     repetition_penalty: float = SAMPLING(1.0, "above 1: less likely to repeat words", low=0.01)
     no_repeat_ngram_size: int = SAMPLING(0, "n-grams that never occur twice; 0: off", low=0)
@@ -246,7 +249,9 @@ FIXED_SETTINGS = [f.name for f in dataclasses.fields(Config) if f.metadata["grou
 RECORDED_SETTINGS = [f.name for f in dataclasses.fields(Config) if f.metadata["group"].recorded]
 
 PRESETS = {
-    "gpt2-xl": dict(codebook_init="words", story_template=STORY_TEMPLATE),
+    "gpt2-xl": dict(
+        codebook_init="words", story_template=STORY_TEMPLATE, lm_guidance_scale=1.5,
+    ),
     "storyteller": dict(
         lm_model=SMOLLM2, lm_adapter="assets/storyteller/adapter", story_template=STORY_TEMPLATE,
         diffusion_model="assets/storyworld/diffusion", codebook_init="words", num_codes=512,
