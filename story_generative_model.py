@@ -131,7 +131,7 @@ class Config:
     redo: str = SAMPLING("", "with --from: number of the picture to paint anew, by --seed")
     panel_text: str = SAMPLING(
         "story",
-        "a panel is painted from the story up to it, or from the opening and its own part",
+        "a panel is painted from the story up to it, or from its own part behind the opening",
         choices=("story", "part"),
     )
     panel_consistency: str = SAMPLING(
@@ -254,14 +254,14 @@ PRESETS = {
     ),
     "storyteller": dict(
         lm_model=SMOLLM2, lm_adapter="assets/storyteller/adapter", story_template=STORY_TEMPLATE,
-        diffusion_model="assets/storyworld/diffusion", codebook_init="words", num_codes=512,
-        code_dim=192, encoder_width=192, prior_width=192, prior_layers=2, num_heads=6,
-        max_story_tokens=320, learning_rate=2e-4,
+        diffusion_model="assets/painter/diffusion", panel_text="part", codebook_init="words",
+        num_codes=512, code_dim=192, encoder_width=192, prior_width=192, prior_layers=2,
+        num_heads=6, max_story_tokens=320, learning_rate=2e-4,
         prior_learning_rate=2e-3, prior_steps=500, lr_warmup_steps=10, quantizer_warmup_steps=0,
         ema_decay=0.998, beta_kl=0.5, max_train_steps=110, train_batch_size=8, diffusion_stories=1,
         dataloader_num_workers=0, checkpointing_steps=50, validation_steps=110, max_val_samples=64,
         eval_batch_size=8, mixed_precision="bf16", temperature=0.8, no_repeat_ngram_size=5,
-        lm_guidance_scale=1.75, max_new_tokens=220, num_storyboards=16, guidance_scale=2.5,
+        lm_guidance_scale=1.75, max_new_tokens=220, num_storyboards=16, guidance_scale=3.0,
         num_inference_steps=10,
     ),
     "storyworld": dict(
@@ -2594,12 +2594,15 @@ def cut_into_panels(tokenizer, story: str, panels: int) -> list[str]:
     return ["".join(sentences[start:end]).strip() for start, end in pieces]
 
 
-def panel_texts(parts: list[str], kind: str) -> list[str]:
-    """What the painter reads for each panel: the "story" up to it, or the story's first part, which
-    opens with the prompt and says who, where and when it is about, and the panel's own "part"."""
+def panel_texts(first: str, parts: list[str], kind: str) -> list[str]:
+    """What the painter reads for each panel: the "story" up to it, or its own "part" behind the
+    story's `first` sentences, which hold the prompt and say who, where and when it is about; these
+    alone where one picture stands for a whole story."""
     if kind == "story":
         return [" ".join(parts[: number + 1]) for number in range(len(parts))]
-    return [parts[0], *(f"{parts[0]} {part}" for part in parts[1:])]
+    if len(parts) == 1:
+        return [first]
+    return [parts[0], *(f"{first} {part}" for part in parts[1:])]
 
 
 @torch.no_grad()
@@ -2630,8 +2633,9 @@ def illustrate(model, config: Config, prompts: list, seeds: list) -> list[Illust
     codes, stories = write_stories(model, config, prompts, seeds, pinned)
     texts = [cut_into_panels(model.lm.tokenizer, story, config.panels) for story in stories]
     conditions, noise_seeds = [], []
-    for parts, seed in zip(texts, seeds):
-        conditions += panel_texts(parts, config.panel_text)
+    for story, parts, seed in zip(stories, texts, seeds):
+        first = cut_into_panels(model.lm.tokenizer, story, NUM_SLOTS)[0]
+        conditions += panel_texts(first, parts, config.panel_text)
         step = 0 if config.panel_consistency == "noise" else 1
         noise_seeds += [seed + step * number for number in range(len(parts))]
     model.hold(model.diffusion)

@@ -195,8 +195,10 @@ def test_sentences_of_other_scripts(story):
 
 
 def test_a_panel_is_told_by_the_story_up_to_it_or_by_the_opening_and_its_part():
-    assert sgm.panel_texts(["A.", "B.", "C."], "story") == ["A.", "A. B.", "A. B. C."]
-    assert sgm.panel_texts(["A.", "B.", "C."], "part") == ["A.", "A. B.", "A. C."]
+    parts = ["A. B.", "C.", "D."]
+    assert sgm.panel_texts("A.", parts, "story") == ["A. B.", "A. B. C.", "A. B. C. D."]
+    assert sgm.panel_texts("A.", parts, "part") == ["A. B.", "A. C.", "A. D."]
+    assert sgm.panel_texts("A.", ["A. B. C."], "part") == ["A."]
 
 
 @pytest.mark.parametrize("panels", range(1, 9))

@@ -57,12 +57,14 @@ def tale_panels(tokenizer, data_root: str, split: str, count: int) -> list[tuple
     told = []
     for number, row in enumerate(sgm.read_rows(data_root, split)):
         chance = random.Random(number)
+        first = sgm.cut_into_panels(tokenizer, row.story, sgm.NUM_SLOTS)[0]
         parts = sgm.cut_into_panels(tokenizer, row.story, chance.choice(PANELS))
-        if hero := hero_of(parts[0]):
+        if hero := hero_of(first):
             panel = chance.randrange(len(parts))
-            scene = panel_scene(hero, parts[0], parts[panel], seed=number)
+            shown = parts[panel] if len(parts) > 1 else first
+            scene = panel_scene(hero, first, shown, seed=number)
             if all(one.thing in PAINTED for one in scene.shown):
-                told.append((sgm.panel_texts(parts, "part")[panel], scene))
+                told.append((sgm.panel_texts(first, parts, "part")[panel], scene))
         if len(told) == count:
             return told
     return told

@@ -265,7 +265,7 @@ def book_rows(shipped: Shipped, data_root: Path) -> list[str]:
     books = open_books(shipped, data_root)
     told = [(hero, parts[0], part) for hero, parts in books for part in parts]
     scenes = [panel_scene(*panel, seed) for seed, panel in enumerate(told)]
-    texts = [text for _, parts in books for text in sgm.panel_texts(parts, "part")]
+    texts = [text for _, parts in books for text in sgm.panel_texts(parts[0], parts, "part")]
     strips = [shipped.illustrator.draw_all(scenes), shipped.paint(texts)]
     write_sheet(shipped.run.output_dir / "books.webp", *strips)
     number = torch.tensor([reading.THING_NAMES.index(hero) for hero, *_ in told])[:, None]
