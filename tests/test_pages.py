@@ -232,6 +232,14 @@ def test_captions_have_the_letters_of_a_script_and_fit(script, capsys):
     assert right > 330 if script in ("Arabic", "Hebrew") else left < 20
 
 
+def test_a_title_stands_on_a_line_of_its_own():
+    cards = [
+        sgm.panel_card(sgm.IllustratedPanel(text, 0, Image.new("RGB", (32, 32))), 320)
+        for text in ("A fox Once it ran.", "A fox\nOnce it ran.")
+    ]
+    assert cards[1].height - cards[0].height == round(320 // 20 * 1.35)
+
+
 FACES = ["JP", "KR", "SC", "TC"]
 
 
