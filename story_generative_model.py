@@ -3084,8 +3084,8 @@ def panel_card(panel: IllustratedPanel, side: int, han: int = 0) -> Image.Image:
     """A panel of `side` pixels with its text below, in the Han letters of this face. The text is
     drawn at twice its size, since that of small letters has uneven spaces."""
     margin = size = side // 20
-    paragraphs = [wrap(text, 2 * size, 2 * side) for text in panel.text.split("\n")]
-    lines, base = sum(paragraphs, []), text_direction(panel.text)
+    lines = [line for text in panel.text.split("\n") for line in wrap(text, 2 * size, 2 * side)]
+    base = text_direction(panel.text)
     step = round(size * 1.35)
     width, height = side + 2 * margin, side + 3 * margin + step * len(lines)
     card = Image.new("RGB", (2 * width, 2 * height), PAPER)
