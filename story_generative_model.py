@@ -260,7 +260,7 @@ PRESETS = {
         prior_learning_rate=2e-3, prior_steps=500, lr_warmup_steps=10, quantizer_warmup_steps=0,
         ema_decay=0.998, beta_kl=0.5, max_train_steps=110, train_batch_size=8, diffusion_stories=1,
         dataloader_num_workers=0, checkpointing_steps=50, validation_steps=110, max_val_samples=64,
-        eval_batch_size=8, mixed_precision="bf16", temperature=0.8, no_repeat_ngram_size=5,
+        eval_batch_size=8, mixed_precision="bf16", temperature=0.8, no_repeat_ngram_size=4,
         lm_guidance_scale=1.75, max_new_tokens=220, num_storyboards=16, guidance_scale=3.0,
         num_inference_steps=10,
     ),
@@ -1557,6 +1557,14 @@ class LanguageModel:
             continued.index_add_(0, tokens[:-1], goes_on[tokens[1:]].float())
         return begins & (continued < 0.1 * counts)
 
+    def word_continuations(self) -> Tensor:
+        """(V,) bool, on the device: tokens that go on with a word, in the letters a to z."""
+        goes_on = torch.zeros(self.embed.num_embeddings, dtype=torch.bool)
+        known = range(min(len(self.tokenizer), len(goes_on)))
+        pieces = [piece or "" for piece in self.tokenizer.convert_ids_to_tokens(known)]
+        goes_on[: len(pieces)] = torch.tensor([p.isascii() and p.isalpha() for p in pieces])
+        return goes_on.to(self.device)
+
     def prefix_length(self, soft_tokens: int) -> int:
         """L, how many positions stand before a story's first token."""
         fixed = sum(map(len, self.template)) if self.template and soft_tokens else 1
@@ -1620,13 +1628,14 @@ class LanguageModel:
         if config.lm_guidance_scale != 1:  # the same stories behind the start token alone
             inputs += [self.build_inputs(soft[:1, :0], tokens[0][:, :0])[0]] * len(rows)
         embeds, mask = pad_rows(inputs, "left")
+        continuations = self.word_continuations() if config.no_repeat_ngram_size else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             generated = self.model.generate(
                 inputs_embeds=embeds,
                 attention_mask=mask.long(),
                 do_sample=False,
-                logits_processor=logits_processors(config, rows, seeds),
+                logits_processor=logits_processors(config, rows, seeds, continuations),
                 max_new_tokens=min(config.max_new_tokens, room),
                 eos_token_id=self.stops,
                 pad_token_id=self.eos,
@@ -1650,15 +1659,19 @@ def load_language_model(
     return LanguageModel(config.lm_model, device, dtype, checkpointing, **options)
 
 
-def logits_processors(config: Config, prompts: list[list[int]], seeds: list[int]) -> Sequence:
+def logits_processors(
+    config: Config, prompts: list[list[int]], seeds: list[int], continuations: Tensor | None
+) -> Sequence:
     """What makes scores a sample: guidance, then in transformers' order penalties, temperature,
     nucleus, noise. (generate's own repetition penalty ignores as many new tokens as a row has
-    padding.)"""
+    padding.) A ban on repeated n-grams spares the tokens that go on with a word, `continuations`
+    (V,) bool: it would break names."""
     from transformers.generation import logits_process as hf
 
     processors = [hf.RepetitionPenaltyLogitsProcessor(config.repetition_penalty)]
     if config.no_repeat_ngram_size:
-        processors.append(hf.NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
+        ban = hf.NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size)
+        processors.append(lambda ids, scores: torch.where(continuations, scores, ban(ids, scores)))
     processors.append(hf.TemperatureLogitsWarper(config.temperature))
     processors.append(hf.TopPLogitsWarper(config.top_p))
     processors = hf.LogitsProcessorList([*processors, KeyedGumbelNoise(prompts, seeds)])

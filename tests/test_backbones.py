@@ -189,6 +189,25 @@ def test_guidance_weighs_a_line_against_no_line(lm, config):
         assert together[row] == lm.join(line, ids, written)
 
 
+def test_a_ban_on_repeated_n_grams_breaks_no_word(lm, config):
+    """The token that would repeat a pair is banned if it begins a word, and not inside one."""
+    config = dataclasses.replace(config, no_repeat_ngram_size=2, top_p=1.0)
+    pieces = lm.tokenizer.convert_ids_to_tokens(range(lm.embed.num_embeddings))
+    inside = lm.word_continuations()
+    assert all(pieces[i].isalpha() for i in inside.nonzero()[:, 0].tolist()) and inside.any()
+    begins = next(i for i, piece in enumerate(pieces) if piece[:1] in sgm.WORD_MARKS)
+    goes_on = int(inside.nonzero()[0])
+    banned = []
+    for token in (begins, goes_on):
+        scores = torch.zeros(1, len(pieces))
+        for processor in sgm.logits_processors(config, [[0]], [0], inside)[:-1]:
+            scores = processor(torch.tensor([[0, token, 0]]), scores)
+        banned.append((scores == -torch.inf).nonzero()[:, 1].tolist())
+    assert banned == [[begins], []]
+    config = dataclasses.replace(config, max_new_tokens=5)
+    assert lm.generate_text(torch.zeros(1, 8, lm.width), ["The fox"], config, [1])
+
+
 def test_the_noise_is_a_sample_s_and_comes_back_with_its_words():
     """Over many seeds the largest is drawn as often as its probability says; the same two words at
     the same count meet the same noise, whatever stands before them."""

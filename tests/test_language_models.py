@@ -278,13 +278,15 @@ def test_the_end_of_a_turn_ends_the_story_too(tmp_path):
 
 
 def test_n_grams_do_not_come_back_where_that_is_asked_for(tmp_path, monkeypatch):
+    """Of those that end where a word begins."""
     lm = load(make_model(tmp_path, "gpt2"))
+    inside = lm.word_continuations()
     monkeypatch.setattr(lm, "join", lambda prompt, prompt_ids, generated_ids: generated_ids)
     config = SimpleNamespace(**vars(SAMPLING) | dict(temperature=0.05, max_new_tokens=60))
 
     def most_repeated():
         (ids,) = lm.generate_text(torch.zeros(1, 8, lm.width), ["The fox"], config, [1])
-        grams = [tuple(ids[i : i + 3]) for i in range(len(ids) - 2)]
+        grams = [tuple(ids[i : i + 3]) for i in range(len(ids) - 2) if not inside[ids[i + 2]]]
         return max(map(grams.count, grams))
 
     assert most_repeated() > 1
@@ -497,6 +499,7 @@ def test_a_model_whose_embeddings_are_not_all_it_reads_is_named(tmp_path, capsys
 @pytest.fixture()
 def gguf(tmp_path, monkeypatch):
     """A .gguf file of any content; what unpacks it writes a tiny model and counts."""
+    sgm.quiet_libraries()  # as the command line does
     calls = []
 
     def save_unpacked(path, folder):

@@ -42,6 +42,8 @@ from figures import Shown  # noqa: E402
 from scenes import Illustrator, Scene, sample_scene  # noqa: E402
 from things import THINGS  # noqa: E402
 
+import story_generative_model as sgm  # noqa: E402
+
 
 class SyntheticArt:
     """An ellipse for each sprite, in a colour of its name's own."""
@@ -409,6 +411,30 @@ def test_the_nearest_of_known_latents():
     latents = torch.tensor(known[1:].reshape(2, 4), dtype=torch.float32)
     latents[1] += 1
     assert card.nearest(latents, known, block=2).tolist() == pytest.approx([0, 1])
+
+
+def test_the_shipped_painter_paints_whom_a_line_names_and_where():
+    """As the shipped reader finds them."""
+    lines = {
+        "A fox in the forest at night": ("fox", "forest", "night"),
+        "The cat played in the garden": ("cat", "garden", None),
+        "A king lived in a castle": ("king", "castle", None),
+        "A frog by the pond in the rain": ("frog", "pond", None),
+    }
+    folder = ROOT / "assets" / "painter"
+    painter = sgm.LatentDiffusion(str(folder / "diffusion"), torch.device("cpu"), torch.float32)
+    config = sgm.Config(**card.SAMPLING)
+    pictures = painter.sample_images(*painter.encode_texts(list(lines)), config, [0, 1, 2, 3])
+    pixels = torch.stack([torch.from_numpy(np.array(one)) for one in pictures])
+    with torch.no_grad():
+        logits = reading.load_reader(folder / "reader.safetensors")(
+            pixels.permute(0, 3, 1, 2) / 255
+        )
+    things_read, places_wanted, _ = zip(*lines.values())
+    things_right = card.things_read(logits["things"], [(name,) for name in things_read])
+    places_right = card.values_read(logits["place"], "place", list(places_wanted))
+    night = card.values_read(logits["time"], "time", [time for *_, time in lines.values()])
+    assert sum(things_right) >= 3 and sum(places_right) >= 3 and all(night)
 
 
 def test_the_reader_comes_back_as_it_was_saved(tmp_path):
