@@ -150,6 +150,12 @@ class Config:
         "train generate",
         low=0,
     )
+    keyword_shift: float = SAMPLING(
+        0.0,
+        "nats that the word of a code gains in its part of the story until it is there; 0: off",
+        "train generate",
+        low=0,
+    )
     repetition_penalty: float = SAMPLING(1.0, "above 1: less likely to repeat words", low=0.01)
     no_repeat_ngram_size: int = SAMPLING(0, "n-grams that never occur twice; 0: off", low=0)
     max_new_tokens: int = SAMPLING(320, "longest continuation, tokens", "train generate", low=1)
@@ -1542,13 +1548,15 @@ class LanguageModel:
 
     def whole_words(self, stories: list[list[int]]) -> Tensor:
         """(V,) bool: tokens that are words by themselves. They begin a word of three letters or
-        more, and in these stories, as token ids, no token goes on with it, or hardly any."""
+        more, without a capital (names and a sentence's first word say little of a story), and in
+        these stories, as token ids, no token goes on with it, or hardly any."""
         pieces = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
         size = self.embed.num_embeddings
         begins, goes_on = torch.zeros(2, size, dtype=torch.bool)
         for token, piece in enumerate(pieces):
             marked = piece[:1] in WORD_MARKS
-            begins[token] = marked and len(piece) > 3 and piece[1:].isalpha()
+            lower = piece[1:] == piece[1:].lower()
+            begins[token] = marked and len(piece) > 3 and piece[1:].isalpha() and lower
             goes_on[token] = not marked and piece.isalpha()
         counts, continued = torch.zeros(2, size)
         for story in stories:
@@ -1612,10 +1620,22 @@ class LanguageModel:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits.mT, targets, ignore_index=-100, reduction="none").sum(1)
 
+    def word_tokens(self) -> dict[str, list[int]]:
+        """The tokens that begin with a space and are a word, by the word in lower case."""
+        known = range(min(len(self.tokenizer), self.embed.num_embeddings))
+        tokens = {}
+        for token, piece in zip(known, self.tokenizer.convert_ids_to_tokens(known)):
+            if piece and piece[0] in WORD_MARKS and piece[1:].isalpha():
+                tokens.setdefault(piece[1:].lower(), []).append(token)
+        return tokens
+
     @torch.no_grad()
-    def generate_text(self, soft: Tensor, prompts: list, config: Config, seeds: list) -> list[str]:
+    def generate_text(
+        self, soft: Tensor, prompts: list, config: Config, seeds: list, keywords=None
+    ) -> list[str]:
         """Continues each prompt after its soft prompt, soft (B, P, E): prompt and continuation,
-        sampled (top-p) with the row's own seed, whatever is generated beside it."""
+        sampled (top-p) with the row's own seed, whatever is generated beside it. With
+        --keyword_shift, keywords (B, S, V) bool marks the tokens that say each slot's code."""
         rows = [token_ids(self.tokenizer, prompt) for prompt in prompts]
         length = max(map(len, rows))  # T
         room = self.context - self.prefix_length(soft.shape[1]) - length
@@ -1629,14 +1649,17 @@ class LanguageModel:
             inputs += [self.build_inputs(soft[:1, :0], tokens[0][:, :0])[0]] * len(rows)
         embeds, mask = pad_rows(inputs, "left")
         continuations = self.word_continuations() if config.no_repeat_ngram_size else None
+        most, lead = min(config.max_new_tokens, room), []
+        if keywords is not None:
+            lead = [KeywordShift(config.keyword_shift, keywords, rows, most, self.stops)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             generated = self.model.generate(
                 inputs_embeds=embeds,
                 attention_mask=mask.long(),
                 do_sample=False,
-                logits_processor=logits_processors(config, rows, seeds, continuations),
-                max_new_tokens=min(config.max_new_tokens, room),
+                logits_processor=logits_processors(config, rows, seeds, continuations, lead),
+                max_new_tokens=most,
                 eos_token_id=self.stops,
                 pad_token_id=self.eos,
             ).tolist()
@@ -1660,15 +1683,15 @@ def load_language_model(
 
 
 def logits_processors(
-    config: Config, prompts: list[list[int]], seeds: list[int], continuations: Tensor | None
+    config: Config, prompts: list, seeds: list, continuations: Tensor | None, lead=()
 ) -> Sequence:
-    """What makes scores a sample: guidance, then in transformers' order penalties, temperature,
-    nucleus, noise. (generate's own repetition penalty ignores as many new tokens as a row has
-    padding.) A ban on repeated n-grams spares the tokens that go on with a word, `continuations`
-    (V,) bool: it would break names."""
+    """What makes scores a sample: guidance, `lead`, then in transformers' order penalties,
+    temperature, nucleus, noise. (generate's own repetition penalty ignores as many new tokens as a
+    row has padding.) A ban on repeated n-grams spares the tokens that go on with a word,
+    `continuations` (V,) bool: it would break names. prompts: token ids of each row."""
     from transformers.generation import logits_process as hf
 
-    processors = [hf.RepetitionPenaltyLogitsProcessor(config.repetition_penalty)]
+    processors = [*lead, hf.RepetitionPenaltyLogitsProcessor(config.repetition_penalty)]
     if config.no_repeat_ngram_size:
         ban = hf.NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size)
         processors.append(lambda ids, scores: torch.where(continuations, scores, ban(ids, scores)))
@@ -1691,6 +1714,31 @@ class ClassifierFreeGuidance:
         told, untold = scores.log_softmax(-1).chunk(2)
         guided = torch.lerp(untold, told, self.scale)
         return self.processors(input_ids[: len(told)], guided).repeat(2, 1)
+
+
+class KeywordShift:
+    """A LogitsProcessor that leads to keywords (Pascual et al. 2021): the word of a slot's code
+    gains in that slot's part of the story until it has been said there, more with every token: from
+    the middle of the part on `shift` nats. A story is to have max_new_tokens behind its prompt, and
+    does not end, by one of `stops`, before its last part. keywords (B, S, V) bool."""
+
+    def __init__(self, shift: float, keywords: Tensor, prompts, max_new_tokens: int, stops: list):
+        self.shift, self.keywords, self.prompts = shift, keywords, prompts
+        self.max_new_tokens, self.stops = max_new_tokens, stops
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        gains = torch.zeros_like(scores)
+        rows = zip(self.prompts, input_ids.tolist(), self.keywords, gains)
+        for prompt, written, words, gain in rows:
+            story, length = prompt + written, len(prompt) + self.max_new_tokens
+            slot = (NUM_SLOTS * (len(story) + 1) - 1) // length  # of the next token
+            start, end = slot * length // NUM_SLOTS, (slot + 1) * length // NUM_SLOTS
+            if not words[slot][story[start:]].any():
+                share = (len(story) + 1 - start) / (end - start)  # of the part, with the next token
+                gain[words[slot]] = self.shift * min(1, 2 * share)
+            if slot < NUM_SLOTS - 1:
+                gain[self.stops] = -torch.inf
+        return scores + gains
 
 
 class KeyedGumbelNoise:
@@ -2113,6 +2161,14 @@ class StoryModel(nn.Module):
         words = (self.lm.tokenizer.decode([token]).strip() for token in nearest.tolist())
         return ["".join(letter for letter in word if letter.isprintable()) for word in words]
 
+    def keywords(self, codes: Tensor) -> Tensor:
+        """Codes (B, S) -> (B, S, V) bool: the tokens that are each code's word, in any case."""
+        tokens = self.lm.word_tokens()
+        said = torch.zeros(codes.numel(), self.lm.embed.num_embeddings, dtype=torch.bool)
+        for row, word in zip(said, self.code_words(codes.flatten().tolist())):
+            row[tokens.get(word.lower(), [])] = True
+        return said.view(*codes.shape, -1).to(codes.device)
+
     def tokenize(self, stories: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Stories -> tokens (B, T), mask (B, T), cut (B,). Raises StoryError for an empty story."""
         ids = [token_ids(self.lm.tokenizer, story) for story in stories]
@@ -2506,7 +2562,7 @@ def parse_storyboard(text: str, num_codes: int) -> list[int | str | None]:
 
 def find_codes(model: StoryModel, pinned: list[int | str | None]) -> list[int | None]:
     """The codes of a parsed storyboard: a word stands for the most used of the codes that it names,
-    in any case. Raises StoryError with words spelled alike for one that no code has."""
+    in any case. Raises StoryError with words that come near to one that no code has."""
     if not any(isinstance(code, str) for code in pinned):
         return pinned
     quantizer = model.encoder.quantizer
@@ -2516,10 +2572,22 @@ def find_codes(model: StoryModel, pinned: list[int | str | None]) -> list[int | 
         words.setdefault(word.lower(), code)
     for word in pinned:
         if isinstance(word, str) and word.lower() not in words:
-            near = ", ".join(get_close_matches(word.lower(), words, 5, cutoff=0))
-            lists = f"spelled like it are {near}, and the command codebook lists them"
+            near = ", ".join(words_near(model, word.lower(), words))
+            lists = f"near it are {near}, and the command codebook lists them"
             raise StoryError(f"--storyboard: no code says {word[:20]!r}; {lists}", 2)
     return [words[code.lower()] if isinstance(code, str) else code for code in pinned]
+
+
+@torch.no_grad()
+def words_near(model: StoryModel, word: str, words: dict[str, int], most: int = 5) -> list[str]:
+    """Of the words of codes those nearest to another: in meaning if it is a token of the language
+    model, by the cosine of their embeddings, else in spelling."""
+    tokens = model.lm.word_tokens().get(word)
+    if not tokens:
+        return get_close_matches(word, words, most, cutoff=0)
+    row = model.lm.embedding_rows()[tokens[0]].float().repeat(model.soft_prompt.per_slot)
+    near = F.cosine_similarity(model.code_tokens(words.values()), row[None])  # (M,)
+    return [list(words)[place] for place in near.topk(min(most, len(words))).indices.tolist()]
 
 
 @torch.no_grad()
@@ -2635,7 +2703,8 @@ def tell_stories(model: StoryModel, config: Config, codes: Tensor, prompts, seed
     """Stories behind prompts, by storyboards (B, S)."""
     if config.story_template:  # behind an instruction a title stands on a line of its own
         prompts = [opening(prompt) for prompt in prompts]
-    return model.lm.generate_text(model.prompt_embeds(codes), prompts, config, seeds)
+    keywords = model.keywords(codes) if config.keyword_shift else None
+    return model.lm.generate_text(model.prompt_embeds(codes), prompts, config, seeds, keywords)
 
 
 @torch.no_grad()

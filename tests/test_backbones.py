@@ -189,6 +189,48 @@ def test_guidance_weighs_a_line_against_no_line(lm, config):
         assert together[row] == lm.join(line, ids, written)
 
 
+def test_a_keyword_gains_in_its_part_until_it_is_said():
+    """16 tokens behind a prompt of 8: eight parts of three, of which the prompt takes up two and
+    most of a third. From the middle of a part on a keyword gains all, the one of another part
+    nothing, and a story ends in the last part alone."""
+    keywords = torch.zeros(1, 8, 20, dtype=torch.bool)
+    keywords[0, torch.arange(8), torch.arange(10, 18)] = True
+    keywords[0, 3, 19] = True  # two tokens say the word of the fourth part
+    gains = sgm.KeywordShift(6.0, keywords, [[12] * 8], 16, [0])
+    zeros = torch.zeros(1, 20)
+
+    def gained(*written: int) -> dict:
+        row = gains(torch.tensor([written], dtype=torch.int64), zeros)[0]
+        return {place: float(row[place]) for place in row.nonzero()[:, 0].tolist() if place}
+
+    def ends(written: int) -> bool:
+        return bool(gains(torch.zeros(1, written, dtype=torch.int64), zeros)[0, 0] == 0)
+
+    assert gained() == {}  # the prompt says the third part's word
+    assert gained(1) == {13: pytest.approx(4.0), 19: pytest.approx(4.0)}
+    assert gained(1, 1) == gained(1, 1, 1) == {13: 6.0, 19: 6.0}
+    assert gained(1, 19) == gained(1, 1, 13) == {} and gained(13, 1, 1) == {13: 6.0, 19: 6.0}
+    assert list(gained(1, 13, 1, 1)) == [14] and list(gained(*[1] * 15)) == [17]
+    assert [ends(written) for written in range(16)] == [False] * 13 + [True] * 3
+
+
+def test_a_storyboard_s_words_stand_in_their_parts_of_a_story(lm, config, monkeypatch):
+    """With a shift that outweighs all else every part has its word, whatever stands beside."""
+    config = dataclasses.replace(config, keyword_shift=50.0, max_new_tokens=32)
+    words = list(lm.word_tokens().values())[:16]
+    keywords = torch.zeros(16, lm.embed.num_embeddings, dtype=torch.bool)
+    for row, ids in zip(keywords, words, strict=True):
+        row[ids] = True
+    keywords, soft = keywords.view(2, 8, -1), torch.zeros(2, 8, lm.width)
+    monkeypatch.setattr(lm, "join", lambda prompt, prompt_ids, ids: prompt_ids + ids)
+    stories = lm.generate_text(soft, ["The", "A fox"], config, [1, 2], keywords)
+    assert lm.generate_text(soft[1:], ["A fox"], config, [2], keywords[1:]) == stories[1:]
+    for story, slots in zip(stories, keywords):
+        members = sgm.chunk_membership(torch.ones(1, len(story), dtype=torch.bool))[0]  # (S, T)
+        said = members.long() @ slots[:, story].T.long()  # (part, slot)
+        assert said.diagonal().all()
+
+
 def test_a_ban_on_repeated_n_grams_breaks_no_word(lm, config):
     """The token that would repeat a pair is banned if it begins a word, and not inside one."""
     config = dataclasses.replace(config, no_repeat_ngram_size=2, top_p=1.0)
