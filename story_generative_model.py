@@ -2836,7 +2836,8 @@ def read_record(path: str) -> dict:
         record = json.loads(record_text(path))
         parse_storyboard(" ".join(str(int(code)) for code in record["storyboard"]), 10**9)
         recorded = record["settings"]
-        settings = {name: recorded[name] for name in RECORDED_SETTINGS if name in recorded}
+        # what an earlier version did not know was off, as its default is
+        settings = {name: recorded.get(name, getattr(Config, name)) for name in RECORDED_SETTINGS}
         panels = [dict(panel, seed=int(panel["seed"])) for panel in record["panels"]]
         checkpoint = {name: str(record["checkpoint"][name]) for name in ("name", "sha256")}
         parsed = {name: str(record[name]) for name in ("prompt", "story")}

@@ -294,6 +294,7 @@ def test_what_was_made_is_made_again_to_the_byte(checkpoint, tmp_path, name):
         seed=5,
         panels=2,
         temperature=0.7,
+        keyword_shift=3.0,
         output=str(first),
     )
     sgm.generate(config, checkpoint)
