@@ -1734,7 +1734,8 @@ class KeywordShift:
             slot = (NUM_SLOTS * (len(story) + 1) - 1) // length  # of the next token
             start, end = slot * length // NUM_SLOTS, (slot + 1) * length // NUM_SLOTS
             if not words[slot][story[start:]].any():
-                share = (len(story) + 1 - start) / (end - start)  # of the part, with the next token
+                start = max(start, len(prompt))  # of what is written of the part
+                share = (len(story) + 1 - start) / (end - start)  # with the next token
                 gain[words[slot]] = self.shift * min(1, 2 * share)
             if slot < NUM_SLOTS - 1:
                 gain[self.stops] = -torch.inf

@@ -190,13 +190,13 @@ def test_guidance_weighs_a_line_against_no_line(lm, config):
 
 
 def test_a_keyword_gains_in_its_part_until_it_is_said():
-    """16 tokens behind a prompt of 8: eight parts of three, of which the prompt takes up two and
-    most of a third. From the middle of a part on a keyword gains all, the one of another part
-    nothing, and a story ends in the last part alone."""
+    """33 tokens behind a prompt of 7: eight parts of five, of which the prompt takes up one and two
+    tokens of a second. From the middle of what is written of a part a keyword gains all, the one of
+    another part nothing, and a story ends in the last part alone."""
     keywords = torch.zeros(1, 8, 20, dtype=torch.bool)
     keywords[0, torch.arange(8), torch.arange(10, 18)] = True
     keywords[0, 3, 19] = True  # two tokens say the word of the fourth part
-    gains = sgm.KeywordShift(6.0, keywords, [[12] * 8], 16, [0])
+    gains = sgm.KeywordShift(6.0, keywords, [[12] * 7], 33, [0])
     zeros = torch.zeros(1, 20)
 
     def gained(*written: int) -> dict:
@@ -206,12 +206,15 @@ def test_a_keyword_gains_in_its_part_until_it_is_said():
     def ends(written: int) -> bool:
         return bool(gains(torch.zeros(1, written, dtype=torch.int64), zeros)[0, 0] == 0)
 
-    assert gained() == {}  # the prompt says the third part's word
-    assert gained(1) == {13: pytest.approx(4.0), 19: pytest.approx(4.0)}
-    assert gained(1, 1) == gained(1, 1, 1) == {13: 6.0, 19: 6.0}
-    assert gained(1, 19) == gained(1, 1, 13) == {} and gained(13, 1, 1) == {13: 6.0, 19: 6.0}
-    assert list(gained(1, 13, 1, 1)) == [14] and list(gained(*[1] * 15)) == [17]
-    assert [ends(written) for written in range(16)] == [False] * 13 + [True] * 3
+    near = pytest.approx
+    assert gained() == {11: near(4.0)} and gained(1) == gained(1, 1) == {11: 6.0}
+    assert gained(11) == gained(1, 11) == {} and gained(12, 12) == {11: 6.0}
+    assert gained(1, 1, 1) == {12: near(2.4)} and gained(1, 1, 12) == {12: near(2.4)}
+    assert gained(1, 1, 1, 12) == {} and gained(*[1] * 6) == {12: 6.0}
+    assert gained(*[1] * 8) == {13: near(2.4), 19: near(2.4)}
+    assert gained(*[1] * 8, 19) == gained(*[1] * 8, 1, 13) == {}
+    assert list(gained(*[1] * 32)) == [17]
+    assert [ends(written) for written in range(33)] == [False] * 28 + [True] * 5
 
 
 def test_a_storyboard_s_words_stand_in_their_parts_of_a_story(lm, config, monkeypatch):
