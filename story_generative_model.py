@@ -152,9 +152,11 @@ class Config:
     )
     keyword_shift: float = SAMPLING(
         0.0,
-        "nats that the word of a code gains in its part of the story until it is there; 0: off",
-        "train generate",
+        "nats that a pinned code's word gains in its part of the story until it is there; 0: off",
         low=0,
+    )
+    keyword_slots: str = SAMPLING(
+        "", 'slots whose words gain, pinned or not: "1 8", 0 for none; default: those pinned'
     )
     repetition_penalty: float = SAMPLING(1.0, "above 1: less likely to repeat words", low=0.01)
     no_repeat_ngram_size: int = SAMPLING(0, "n-grams that never occur twice; 0: off", low=0)
@@ -257,6 +259,7 @@ RECORDED_SETTINGS = [f.name for f in dataclasses.fields(Config) if f.metadata["g
 PRESETS = {
     "gpt2-xl": dict(
         codebook_init="words", story_template=STORY_TEMPLATE, lm_guidance_scale=1.5,
+        keyword_shift=8.0,
     ),
     "storyteller": dict(
         lm_model=SMOLLM2, lm_adapter="assets/storyteller/adapter", story_template=STORY_TEMPLATE,
@@ -267,8 +270,8 @@ PRESETS = {
         ema_decay=0.998, beta_kl=0.5, max_train_steps=110, train_batch_size=8, diffusion_stories=1,
         dataloader_num_workers=0, checkpointing_steps=50, validation_steps=110, max_val_samples=64,
         eval_batch_size=8, mixed_precision="bf16", temperature=0.8, no_repeat_ngram_size=4,
-        lm_guidance_scale=1.75, max_new_tokens=220, num_storyboards=16, guidance_scale=3.0,
-        num_inference_steps=10,
+        lm_guidance_scale=1.75, keyword_shift=8.0, max_new_tokens=220, num_storyboards=16,
+        guidance_scale=3.0, num_inference_steps=10,
     ),
     "storyworld": dict(
         lm_model="assets/storyworld/lm", diffusion_model="assets/storyworld/diffusion",
@@ -1634,8 +1637,8 @@ class LanguageModel:
         self, soft: Tensor, prompts: list, config: Config, seeds: list, keywords=None
     ) -> list[str]:
         """Continues each prompt after its soft prompt, soft (B, P, E): prompt and continuation,
-        sampled (top-p) with the row's own seed, whatever is generated beside it. With
-        --keyword_shift, keywords (B, S, V) bool marks the tokens that say each slot's code."""
+        sampled (top-p) with the row's own seed, whatever is generated beside it. keywords
+        (B, S, V) bool: tokens to lead to in each slot's part of the story."""
         rows = [token_ids(self.tokenizer, prompt) for prompt in prompts]
         length = max(map(len, rows))  # T
         room = self.context - self.prefix_length(soft.shape[1]) - length
@@ -1720,7 +1723,8 @@ class KeywordShift:
     """A LogitsProcessor that leads to keywords (Pascual et al. 2021): the word of a slot's code
     gains in that slot's part of the story until it has been said there, more with every token: from
     the middle of the part on `shift` nats. A story is to have max_new_tokens behind its prompt, and
-    does not end, by one of `stops`, before its last part. keywords (B, S, V) bool."""
+    does not end, by one of `stops`, before its last part with a keyword. keywords (B, S, V) bool.
+    """
 
     def __init__(self, shift: float, keywords: Tensor, prompts, max_new_tokens: int, stops: list):
         self.shift, self.keywords, self.prompts = shift, keywords, prompts
@@ -1737,7 +1741,7 @@ class KeywordShift:
                 start = max(start, len(prompt))  # of what is written of the part
                 share = (len(story) + 1 - start) / (end - start)  # with the next token
                 gain[words[slot]] = self.shift * min(1, 2 * share)
-            if slot < NUM_SLOTS - 1:
+            if words[slot + 1 :].any():
                 gain[self.stops] = -torch.inf
         return scores + gains
 
@@ -2697,14 +2701,37 @@ def write_stories(model: StoryModel, config: Config, prompts, seeds, pinned) -> 
         draw_storyboard(model, prompt, find_codes(model, codes), config, seed)
         for prompt, codes, seed in wanted
     ])  # fmt: skip
-    return codes, tell_stories(model, config, codes, prompts, seeds)
+    leading = torch.tensor([
+        [slot in keyword_slots(config.keyword_slots, codes) for slot in range(1, NUM_SLOTS + 1)]
+        for codes in pinned
+    ])  # fmt: skip
+    return codes, tell_stories(model, config, codes, prompts, seeds, leading)
 
 
-def tell_stories(model: StoryModel, config: Config, codes: Tensor, prompts, seeds) -> list[str]:
-    """Stories behind prompts, by storyboards (B, S)."""
+def keyword_slots(text: str, pinned: list) -> list[int]:
+    """The slots, from 1, whose words lead a story: those of --keyword_slots, or the pinned ones."""
+    if not text:
+        return [slot for slot, code in enumerate(pinned, 1) if code is not None]
+    if not re.fullmatch("0|[1-8]([ ,]+[1-8])*", text):
+        wanted = 'takes slots from 1 to 8, as "1 8", or 0 for none'
+        raise StoryError(f"--keyword_slots {wanted}, got {text[:20]!r}", 2)
+    return [int(slot) for slot in re.findall("[1-8]", text)]
+
+
+def join_slots(slots: list[int]) -> str:
+    return " ".join(map(str, sorted(set(slots)))) or "0"
+
+
+def tell_stories(
+    model: StoryModel, config: Config, codes: Tensor, prompts, seeds, leading: Tensor | None = None
+) -> list[str]:
+    """Stories behind prompts, by storyboards (B, S); with --keyword_shift the codes that are
+    `leading` (B, S) bool lead them to their words."""
     if config.story_template:  # behind an instruction a title stands on a line of its own
         prompts = [opening(prompt) for prompt in prompts]
-    keywords = model.keywords(codes) if config.keyword_shift else None
+    keywords = None
+    if config.keyword_shift and leading is not None and leading.any():
+        keywords = model.keywords(codes) & leading[..., None].to(codes.device)
     return model.lm.generate_text(model.prompt_embeds(codes), prompts, config, seeds, keywords)
 
 
@@ -2860,6 +2887,8 @@ def replay_config(config: Config, given: set[str]) -> tuple[Config, dict]:
     elif given & {"seed", "num_stories"}:
         recorded["redo"] = ""  # other stories, of which no picture was painted anew
     edits = parse_storyboard(config.storyboard, 10**9)
+    leading = keyword_slots(str(recorded["keyword_slots"]), [])
+    recorded["keyword_slots"] = join_slots([*leading, *keyword_slots("", edits)])
     edited = [old if new is None else new for old, new in zip(record["storyboard"], edits)]
     changes = {name: value for name, value in recorded.items() if name not in given}
     storyboard = " ".join(map(str, edited))
@@ -2906,7 +2935,9 @@ def generate(config: Config, checkpoint: dict, given: set = frozenset()) -> list
         if original["checkpoint"]["sha256"] != digest:
             other = original["checkpoint"]["name"]
             log(f"--from {config.source} was made with another checkpoint, {other}")
-    parse_storyboard(config.storyboard, config.num_codes)  # before any model is loaded
+    pinned = parse_storyboard(config.storyboard, config.num_codes)  # before any model is loaded
+    slots = join_slots(keyword_slots(config.keyword_slots, pinned))
+    config = dataclasses.replace(config, keyword_slots=slots)  # for the record
     prompts = read_prompts(config)
     model = load_model(checkpoint, config, *pick_device())
     jobs = list_jobs(model, config, prompts)

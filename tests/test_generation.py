@@ -295,6 +295,7 @@ def test_what_was_made_is_made_again_to_the_byte(checkpoint, tmp_path, name):
         panels=2,
         temperature=0.7,
         keyword_shift=3.0,
+        storyboard="_ 3 _ _ _ _ _ 2",
         output=str(first),
     )
     sgm.generate(config, checkpoint)
@@ -322,6 +323,33 @@ def test_an_edited_book_keeps_the_other_codes_and_shows_what_changed(checkpoint,
     (result,) = sgm.generate(edited, checkpoint, {"source", "storyboard", "output"})
     assert result.storyboard == [1, 2, 3, 0, 5, 6, 7, 0]
     assert "<s>4</s> 0 <i>" in page.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "given, slots",
+    [
+        ({}, "2"),
+        (dict(storyboard="_ _ _ 0 _ _ _ _"), "2 4"),
+        (dict(keyword_slots="1,8"), "1 8"),
+        (dict(keyword_slots="0"), "0"),
+    ],
+)
+def test_words_of_pinned_and_edited_slots_lead_a_story(checkpoint, tmp_path, given, slots):
+    """A book tells whose words led it, so that one that is made again is led by the same."""
+    first, second = (str(tmp_path / name) for name in ("a.png", "b.png"))
+    pinned = dict(storyboard="_ 3 _ _ _ _ _ _", keyword_shift=3.0, prompt="The red fox")
+    sgm.generate(dataclasses.replace(checkpoint["config"], output=first, **pinned), checkpoint)
+    again = dataclasses.replace(checkpoint["config"], source=first, output=second, **given)
+    sgm.generate(again, checkpoint, {"source", "output", *given})
+    assert sgm.read_record(first)["settings"]["keyword_slots"] == "2"
+    assert sgm.read_record(second)["settings"]["keyword_slots"] == slots
+
+
+@pytest.mark.parametrize("slots", ["9", "fox", "1;2", "-1"])
+def test_slots_that_are_none_are_named(write, slots):
+    with pytest.raises(sgm.StoryError, match="--keyword_slots takes slots from 1 to 8") as error:
+        write("bad", keyword_slots=slots)
+    assert error.value.code == 2
 
 
 @pytest.mark.check("--redo: one picture is painted anew, all else byte for byte")
