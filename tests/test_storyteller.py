@@ -220,7 +220,7 @@ def test_the_teller_listens_to_eight_words_and_tells_of_its_line(tmp_path, monke
     (told,) = lm.generate_text(soft[1:], [line], config, [0])
     assert told.startswith(line) and told[-1] in ".!?\"'"
     assert "moon" in told[len(line) :].lower() or "park" in told[len(line) :].lower()
-    config = dataclasses.replace(config, max_new_tokens=64, keyword_shift=8.0)
+    config = dataclasses.replace(config, keyword_shift=12.0)
     keywords = torch.zeros(1, 8, lm.embed.num_embeddings, dtype=torch.bool)
     keywords[0, 4, lm.word_tokens()["king"]] = True
     (led,) = lm.generate_text(soft[1:], [line], config, [0], keywords)
