@@ -1723,8 +1723,7 @@ class KeywordShift:
     """A LogitsProcessor that leads to keywords (Pascual et al. 2021): the word of a slot's code
     gains in that slot's part of the story until it has been said there, more with every token: from
     the middle of the part on `shift` nats. A story is to have max_new_tokens behind its prompt, and
-    does not end, by one of `stops`, before its last part with a keyword. keywords (B, S, V) bool.
-    """
+    does not end, by one of `stops`, before its last keyword. keywords (B, S, V) bool."""
 
     def __init__(self, shift: float, keywords: Tensor, prompts, max_new_tokens: int, stops: list):
         self.shift, self.keywords, self.prompts = shift, keywords, prompts
@@ -1737,11 +1736,12 @@ class KeywordShift:
             story, length = prompt + written, len(prompt) + self.max_new_tokens
             slot = (NUM_SLOTS * (len(story) + 1) - 1) // length  # of the next token
             start, end = slot * length // NUM_SLOTS, (slot + 1) * length // NUM_SLOTS
-            if not words[slot][story[start:]].any():
+            said = bool(words[slot][story[start:]].any())
+            if not said:
                 start = max(start, len(prompt))  # of what is written of the part
                 share = (len(story) + 1 - start) / (end - start)  # with the next token
                 gain[words[slot]] = self.shift * min(1, 2 * share)
-            if words[slot + 1 :].any():
+            if words[slot + said :].any():  # a keyword is still to come
                 gain[self.stops] = -torch.inf
         return scores + gains
 
