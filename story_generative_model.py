@@ -153,6 +153,7 @@ class Config:
     keyword_shift: float = SAMPLING(
         0.0,
         "nats that a pinned code's word gains in its part of the story until it is there; 0: off",
+        "train generate",
         low=0,
     )
     keyword_slots: str = SAMPLING(
