@@ -2702,10 +2702,8 @@ def write_stories(model: StoryModel, config: Config, prompts, seeds, pinned) -> 
         draw_storyboard(model, prompt, find_codes(model, codes), config, seed)
         for prompt, codes, seed in wanted
     ])  # fmt: skip
-    leading = torch.tensor([
-        [slot in keyword_slots(config.keyword_slots, codes) for slot in range(1, NUM_SLOTS + 1)]
-        for codes in pinned
-    ])  # fmt: skip
+    slots = [keyword_slots(config.keyword_slots, codes) for codes in pinned]
+    leading = torch.tensor([[slot in led for slot in range(1, NUM_SLOTS + 1)] for led in slots])
     return codes, tell_stories(model, config, codes, prompts, seeds, leading)
 
 
