@@ -1608,12 +1608,13 @@ class LanguageModel:
         prefix, lengths = self.prefix_length(soft.shape[1]), mask.sum(1)
         inputs, scored = self.build_inputs(soft, tokens), tokens.shape[1] + 1
         options = dict(attention_mask=F.pad(mask, (prefix, 0), value=True).long())  # (B, L + T)
-        if self.keeps_logits:
-            options["logits_to_keep"] = scored
         if self.template_cache and soft.shape[1]:
             inputs = inputs[:, len(self.template[0]) :]
             caches = [[x.expand(len(soft), -1, -1, -1) for x in kv] for kv in self.template_cache]
             options["past_key_values"] = DynamicCache(caches)
+        if self.keeps_logits:  # by places: a count gives a view, for which a CPU copies the head
+            places = torch.arange(inputs.shape[1], device=tokens.device)
+            options["logits_to_keep"] = places[-scored:]
         logits = self.model(inputs_embeds=inputs, use_cache=False, **options).logits
         targets = F.pad(tokens.masked_fill(~mask, -100), (0, 1), value=-100)  # (B, T + 1)
         end = torch.full_like(lengths, self.eos)
@@ -1621,8 +1622,9 @@ class LanguageModel:
             end = end.masked_fill(cut, -100)
         targets = targets.scatter(1, lengths[:, None], end[:, None])
         logits = logits[:, -scored:]  # (B, T + 1, V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits.mT, targets, ignore_index=-100, reduction="none").sum(1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+        nll = F.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="none")
+        return nll.view_as(targets).sum(1)
 
     def word_tokens(self) -> dict[str, list[int]]:
         """The tokens that begin with a space and are a word, by the word in lower case."""
