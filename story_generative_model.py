@@ -242,6 +242,9 @@ class Config:
             if choices and value not in choices:
                 wanted = ", ".join(choices)
                 raise StoryError(f"--{f.name} must be one of {wanted}, got {value!r}", 2)
+        for name in ("lm_model", "diffusion_model"):
+            if not getattr(self, name).strip():  # a path to here, if it were taken
+                raise StoryError(f"--{name} is empty: give a hub id or a folder", 2)
         if self.image_size % 8:  # as diffusers' pipelines want it
             raise StoryError(f"--image_size must be a multiple of 8, got {self.image_size}", 2)
         if self.encoder_width % self.num_heads or self.prior_width % self.num_heads:

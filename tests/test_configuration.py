@@ -126,3 +126,9 @@ def test_the_two_original_commands_parse():
 def test_the_side_of_a_picture_is_what_a_pipeline_can_paint():
     with pytest.raises(sgm.StoryError, match="--image_size must be a multiple of 8, got 30"):
         sgm.Config(image_size=30)
+
+
+@pytest.mark.parametrize("name", ["lm_model", "diffusion_model"])
+def test_a_frozen_model_has_a_name(name):
+    with pytest.raises(sgm.StoryError, match=f"--{name} is empty: give a hub id or a folder"):
+        sgm.Config(**{name: " "})
