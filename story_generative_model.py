@@ -2604,15 +2604,18 @@ def words_near(model: StoryModel, word: str, words: dict[str, int], most: int = 
 @torch.no_grad()
 def draw_storyboard(model, prompt: str, pinned: list, config: Config, seed: int) -> Tensor:
     """One storyboard (S,) from p(z | prompt), with the pinned slots as they are, by sampling-
-    importance resampling. Where codes are words, half of the proposals have a word of the prompt in
-    a free slot, which the prior would seldom draw; the weights account for it."""
+    importance resampling. Where codes are words, each prompt has draws of its own, since it tells
+    them apart less, and half of the proposals have a word of the prompt in a free slot, which the
+    prior would seldom draw; the weights account for it."""
     if pinned and None not in pinned:
         return torch.tensor(pinned, device=model.lm.device)
-    generator, count = make_generator(seed, Stream.STORYBOARD), config.num_storyboards
+    by_words, count = config.codebook_init == "words", config.num_storyboards
+    key = [int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8])] if by_words else []
+    generator = make_generator(seed, Stream.STORYBOARD, *key)
     pins = [FREE if code is None else code for code in pinned or [None] * NUM_SLOTS]
     pins = torch.tensor([pins]).repeat(count, 1)  # (N, S)
     free, half = (pins[0] == FREE).nonzero()[:, 0], count // 2
-    named = codes_named(model, prompt) if half and config.codebook_init == "words" else pins[0, :0]
+    named = codes_named(model, prompt) if half and by_words else pins[0, :0]
     if len(named):
         slots = free[torch.randint(len(free), (half,), generator=generator)]
         words = named[torch.randint(len(named), (half,), generator=generator)]

@@ -90,6 +90,15 @@ def test_a_storyboard_with_the_prompt_s_words_is_drawn_as_often_as_it_should_be(
     assert 0.05 < share < 0.6 and all(board.tolist()[1:] == pinned[1:] for board in drawn)
 
 
+def test_each_prompt_has_draws_of_its_own(words):
+    """With one proposal nothing is weighed: the draw itself differs, and is the same again."""
+    config = dataclasses.replace(words.config, num_storyboards=1, temperature=1.0, top_p=1.0)
+    prompts = [f"line {number}" for number in range(20)]
+    boards = [sgm.draw_storyboard(words, prompt, [], config, 3).tolist() for prompt in prompts]
+    again = [sgm.draw_storyboard(words, prompt, [], config, 3).tolist() for prompt in prompts]
+    assert len(set(map(tuple, boards))) > 15 and boards == again
+
+
 def test_fewer_words_than_codes_start_by_turns(make_config, lm, diffusion):
     """A second code of a word votes for nothing until it is revived."""
     config = make_config(codebook_init="words", num_codes=8)
