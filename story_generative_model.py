@@ -2604,14 +2604,12 @@ def words_near(model: StoryModel, word: str, words: dict[str, int], most: int = 
 @torch.no_grad()
 def draw_storyboard(model, prompt: str, pinned: list, config: Config, seed: int) -> Tensor:
     """One storyboard (S,) from p(z | prompt), with the pinned slots as they are, by sampling-
-    importance resampling. Where codes are words, each prompt has draws of its own, since it tells
-    them apart less, and half of the proposals have a word of the prompt in a free slot, which the
-    prior would seldom draw; the weights account for it."""
+    importance resampling. Where codes are words, half of the proposals have a word of the prompt in
+    a free slot, which the prior would seldom draw; the weights account for it."""
     if pinned and None not in pinned:
         return torch.tensor(pinned, device=model.lm.device)
     by_words, count = config.codebook_init == "words", config.num_storyboards
-    key = [int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8])] if by_words else []
-    generator = make_generator(seed, Stream.STORYBOARD, *key)
+    generator = make_generator(seed_of_line(prompt, seed, config), Stream.STORYBOARD)
     pins = [FREE if code is None else code for code in pinned or [None] * NUM_SLOTS]
     pins = torch.tensor([pins]).repeat(count, 1)  # (N, S)
     free, half = (pins[0] == FREE).nonzero()[:, 0], count // 2
@@ -2634,6 +2632,14 @@ def draw_storyboard(model, prompt: str, pinned: list, config: Config, seed: int)
         nll = nll + density.log()
     pick = torch.multinomial((-nll).softmax(0), 1, generator=generator)
     return codes[int(pick)]
+
+
+def seed_of_line(prompt: str, seed: int, config: Config) -> int:
+    """What a story is drawn from. Where codes are words each line has draws of its own, since it
+    tells them apart too little: one seed told of the same things behind one line and the next."""
+    if config.codebook_init != "words":
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:8])
 
 
 def codes_named(model: StoryModel, prompt: str) -> Tensor:
@@ -2734,6 +2740,7 @@ def tell_stories(
 ) -> list[str]:
     """Stories behind prompts, by storyboards (B, S); with --keyword_shift the codes that are
     `leading` (B, S) bool lead them to their words."""
+    seeds = [seed_of_line(*one, config) for one in zip(prompts, seeds)]
     if config.story_template:  # behind an instruction a title stands on a line of its own
         prompts = [opening(prompt) for prompt in prompts]
     keywords = None
