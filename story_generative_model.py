@@ -2608,12 +2608,12 @@ def draw_storyboard(model, prompt: str, pinned: list, config: Config, seed: int)
     a free slot, which the prior would seldom draw; the weights account for it."""
     if pinned and None not in pinned:
         return torch.tensor(pinned, device=model.lm.device)
-    by_words, count = config.codebook_init == "words", config.num_storyboards
     generator = make_generator(seed_of_line(prompt, seed, config), Stream.STORYBOARD)
+    count = config.num_storyboards
     pins = [FREE if code is None else code for code in pinned or [None] * NUM_SLOTS]
     pins = torch.tensor([pins]).repeat(count, 1)  # (N, S)
     free, half = (pins[0] == FREE).nonzero()[:, 0], count // 2
-    named = codes_named(model, prompt) if half and by_words else pins[0, :0]
+    named = codes_named(model, prompt) if half and config.codebook_init == "words" else pins[0, :0]
     if len(named):
         slots = free[torch.randint(len(free), (half,), generator=generator)]
         words = named[torch.randint(len(named), (half,), generator=generator)]

@@ -261,7 +261,7 @@ def fit(
         nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
         for optimizer, rate in optimizers:
             optimizer.param_groups[0]["lr"] = rate * recipe.share_at(step)
-            with run.autocast():  # Muon's products
+            with run.autocast():  # Muon multiplies matrices
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if ema:
