@@ -1446,8 +1446,7 @@ class LanguageModel:
                 path = resolve_model_path(self.adapter)
                 model = PeftModel.from_pretrained(model, path).merge_and_unload()
         self.model = model.to(self.device, dtype)
-        if self.model.device.type == "cpu":  # whose fused attention has a slow backward
-            self.model.set_attn_implementation("eager")
+        self.attention = model.config._attn_implementation
         freeze(self.model)
         self.embed = self.model.get_input_embeddings()
 
@@ -1608,6 +1607,8 @@ class LanguageModel:
         """
         from transformers import DynamicCache
 
+        if self.device.type == "cpu":  # where fused attention is fast forwards and slow backwards
+            self.model.set_attn_implementation("eager" if soft.requires_grad else self.attention)
         prefix, lengths = self.prefix_length(soft.shape[1]), mask.sum(1)
         inputs, scored = self.build_inputs(soft, tokens), tokens.shape[1] + 1
         options = dict(attention_mask=F.pad(mask, (prefix, 0), value=True).long())  # (B, L + T)
@@ -3405,8 +3406,8 @@ def measure_text(
     model: StoryModel, stories: list[str], config: Config, kinds=("true", "shuffled", "constant")
 ) -> TextMeasures:
     """Text NLL of each story with each kind of soft prompt, and the cost of its storyboard."""
-    count, size = len(stories), config.eval_batch_size
-    batches = [model.tokenize(part) for part in batched(stories, size)]
+    count = len(stories)
+    batches = [model.tokenize(part) for part in batched(stories, config.eval_batch_size)]
     boards = [model.encode(tokens, mask) for tokens, mask, _ in batches]
     codes = torch.cat([board.codes for board in boards])  # (N, S)
     drawn = model.prior.sample(count, make_generator(config.seed, Stream.EVAL_STORYBOARD))
@@ -3418,13 +3419,14 @@ def measure_text(
         "constant": constant,
         "none": constant[:, :0],
     }
-    nll = {kind: [] for kind in kinds}
-    for number, story in enumerate(progress_bar(batches, desc="text NLL")):
+    nll = {kind: np.empty(count) for kind in kinds}
+    by_length = sorted(range(count), key=lambda place: len(stories[place]))  # little padding
+    for places in progress_bar(batched(by_length, config.eval_batch_size), desc="text NLL"):
+        story = model.tokenize([stories[place] for place in places])
         for kind in kinds:
-            soft = soft_prompts[kind].split(size)[number]
-            nll[kind].append(model.lm.nll(soft, *story))
+            nll[kind][places] = as_numpy([model.lm.nll(soft_prompts[kind][places], *story)])
     return TextMeasures(
-        {kind: as_numpy(values) for kind, values in nll.items()},
+        nll,
         as_numpy([model.prior.nll(codes)]),
         as_numpy([mask.sum(1) + ~cut for _, mask, cut in batches]),
         as_numpy([board.share.mean(1) for board in boards]),
@@ -3440,15 +3442,19 @@ def measure_retrieval(model, stories: list, codes: Tensor, config: Config, among
     for start in range(0, len(stories), among):
         end = min(start + among, len(stories))
         first = max(0, end - among)  # the last group borrows candidates from the one before
-        parts = batched(stories[first:end], config.eval_batch_size)
-        batches, nll = [model.tokenize(part) for part in parts], []
-        soft_prompts = model.prompt_embeds(codes[first:end]).split(1)
-        for soft in progress_bar(soft_prompts, desc="retrieval"):
-            parts = [model.lm.nll(soft.expand(len(part[0]), -1, -1), *part) for part in batches]
-            nll.append(torch.cat(parts))
-        likeliest = torch.stack(nll).argmin(0).tolist()  # of each story
-        found += [float(likeliest[i] == i) for i in range(start - first, end - first)]
+        for place in progress_bar(range(start, end), desc="retrieval"):
+            nll = nll_of_storyboards(model, stories[place], codes[first:end], config)
+            found.append(float(nll.argmin() == place - first))
     return np.array(found)
+
+
+def nll_of_storyboards(model: StoryModel, story: str, codes: Tensor, config: Config) -> Tensor:
+    """-log p_psi(s | z) of one story behind each storyboard z, codes (N, S): (N,) nats."""
+    tokens, nll = model.tokenize([story]), []
+    for part in codes.split(config.eval_batch_size):
+        expanded = (x.expand(len(part), *x.shape[1:]) for x in tokens)
+        nll.append(model.lm.nll(model.prompt_embeds(part), *expanded))
+    return torch.cat(nll)
 
 
 TIGHT_STORIES = 16  # elbo_tight takes hundreds of passes of the language model for each
@@ -3468,11 +3474,8 @@ def measure_tight_bound(model: StoryModel, stories: list, codes: Tensor, config:
         latent_nll = torch.cat([model.prior.nll(part) for part in parts])
         latent_nll[1:], order = latent_nll[1:].sort()
         boards = torch.cat([boards[:1], neighbors[order]])[: 1 + TIGHT_NEIGHBORS]
-        story, nll = model.tokenize([stories[place]]), []
-        for part in boards.split(config.eval_batch_size):
-            expanded = (x.expand(len(part), *x.shape[1:]) for x in story)
-            nll.append(model.lm.nll(model.prompt_embeds(part), *expanded))
-        joint = -(torch.cat(nll).double() + latent_nll[: len(boards)].double())
+        nll = nll_of_storyboards(model, stories[place], boards, config)
+        joint = -(nll.double() + latent_nll[: len(boards)].double())
         bounds[place] = float(joint.logsumexp(0))
     return {"elbo_tight": bounds}
 
