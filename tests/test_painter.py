@@ -507,6 +507,15 @@ def test_a_killed_stage_takes_the_steps_that_it_would_have_taken(tmp_path, monke
     assert resumed == {step: expected[step] for step in resumed}
 
 
+def test_rates_that_are_held_end_at_zero():
+    recipe = backbones.Recipe(steps=100, learning_rate=1.0, warmup=10, hold=0.5)
+    shares = [recipe.share_at(step) for step in range(100)]
+    assert shares[0] == pytest.approx(0.1)
+    assert shares[9:51] == [1.0] * 42
+    assert shares[75] == pytest.approx(0.5)
+    assert shares[99] == pytest.approx(0.02)
+
+
 # ---- the art ----
 
 

@@ -12,6 +12,7 @@ Stage   makes                               from
 vae     output_dir/diffusion/vae            scenes, panels
 text    work_dir/text_encoder               captions, stories
 unet    output_dir/diffusion (a pipeline)   captions, scenes, tales, panels, vae, text
+further the same, 2,300 steps on            the same, output_dir/diffusion
 reader  output_dir/reader.safetensors       scenes, vae
 card    output_dir/card.md and sheets       all of the above, on held-out captions, lines, stories
 costs   (printed, when asked for)           the UNet's shape
@@ -291,6 +292,10 @@ UNET_BATCH = 32
 UNET_RECIPE = Recipe(
     steps=12_000, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.999
 )
+FURTHER_RECIPE = Recipe(  # another --seed draws other batches
+    steps=2300, learning_rate=4e-4, muon_rate=1e-3, hold=0.5, weight_decay=0.01, ema_decay=0.998
+)
+STEPS_A_CHECK = 300
 UNET_CHECK = 64
 # Settled by `--stages costs`: most of a UNet's cost is its first level, at 32 x 32, so that level
 # is narrow and deaf.
@@ -341,19 +346,39 @@ def load_text(run: Run):
 
 def train_unet(run: Run, data_root: Path) -> None:
     """Stage unet: the pipeline goes to output_dir/diffusion."""
-    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
+
+    tokenizer, text_encoder = load_text(run)
+    torch.manual_seed(seed_of(run.seed, "painter unet"))
+    painter = backbones.Painter(text_encoder, UNet2DConditionModel(**UNET_SHAPE))
+    fit_painter(run, "unet", tokenizer, painter, UNET_RECIPE, data_root)
+
+
+def train_further(run: Run, data_root: Path) -> None:
+    """Stage further: trains the pipeline in output_dir/diffusion on, each time that it is run."""
+    from diffusers import StableDiffusionPipeline
+
+    made = StableDiffusionPipeline.from_pretrained(run.output_dir / "diffusion")
+    painter = backbones.Painter(made.text_encoder, made.unet).float()
+    fit_painter(run, "further", made.tokenizer, painter, FURTHER_RECIPE, data_root)
+    (run.work_dir / "further.pt").unlink()  # the next run begins from what this one saved
+
+
+def fit_painter(
+    run: Run, stage: str, tokenizer, painter: nn.Module, recipe: Recipe, data_root: Path
+) -> None:
+    """Fits text encoder and UNet as one, and saves the pipeline."""
+    from diffusers import DDPMScheduler
 
     scenes, beats = scene_latents(run), len(world.BEATS)
     panels = latent_pool(run, "panels", beats * run.scaled(UNET_STORIES, 4), draw_story_panels)
     stories = [world.write_story(i) for i in range(len(panels) // beats)]
-    tokenizer, text_encoder = load_text(run)
     told = tale_panels(tokenizer, str(data_root), "train", run.scaled(UNET_TALES, 4))
     tales = tale_latents(run, told)
     drawn = scenes_from(run, len(scenes))
     up_to = [*accumulate(map(lesson_weight, drawn))]
     scheduler = DDPMScheduler(**backbones.NOISE_SCHEDULE)
-    torch.manual_seed(seed_of(run.seed, "painter unet"))
-    painter = backbones.Painter(text_encoder, UNet2DConditionModel(**UNET_SHAPE)).to(run.device)
+    painter.to(run.device)
 
     def example(rng: random.Random) -> tuple[np.ndarray, str]:
         kind = rng.random()
@@ -376,12 +401,10 @@ def train_unet(run: Run, data_root: Path) -> None:
         errors, weights = backbones.noise_errors(painter, scheduler, clean, ids, own)
         return {"loss": (weights * errors).mean(), "error": errors.mean()}
 
-    check = UNetCheck(run, tokenizer, scheduler)
-    backbones.save_pipeline(
-        run,
-        tokenizer,
-        fit(run, "unet", painter, scaled(UNET_RECIPE, run), losses_at, check, CHECKS),
-    )
+    check, recipe = UNetCheck(run, tokenizer, scheduler), scaled(recipe, run)
+    checks = max(1, recipe.steps // STEPS_A_CHECK)
+    fitted = fit(run, stage, painter, recipe, losses_at, check, checks)
+    backbones.save_pipeline(run, tokenizer, fitted)
 
 
 class UNetCheck:
@@ -452,20 +475,22 @@ STAGES = {
     "vae": train_vae,
     "text": train_text,
     "unet": train_unet,
+    "further": train_further,
     "reader": train_reader,
     "card": write_card,
     "costs": print_costs,
 }
-REPEATED = ("card", "costs")  # they measure: a finished one is no reason not to
+ASKED_FOR = ("further", "costs")  # no part of a run of all stages
+REPEATED = ("further", "card", "costs")  # a finished one is no reason not to
 
 
 def main(argv: list[str] | None = None) -> None:
-    usual = [stage for stage in STAGES if stage != "costs"]
+    usual = [stage for stage in STAGES if stage not in ASKED_FOR]
     parser = backbones.stage_parser("Train the painter of open scenes.", STAGES, usual, HERE)
     data = "real stories: the UNet learns from train, the card's books are from val"
     parser.add_argument("--data_root", type=Path, default=Path("data/tales"), help=data)
     arguments = parser.parse_args(argv)
-    read = {"unet": train_unet, "card": write_card}  # the stages that read stories
+    read = {name: STAGES[name] for name in ("unet", "further", "card")}  # they read stories
     try:  # now, and not after the hours of the stages before
         if read.keys() & set(arguments.stages):
             for split in ("train", "val"):

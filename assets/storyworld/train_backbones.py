@@ -96,12 +96,13 @@ class Run:
 @dataclass(frozen=True)
 class Recipe:
     """How one model is fitted: AdamW, and Muon for the hidden weights where it has a rate; linear
-    warm-up, then a cosine to a hundredth of the rates."""
+    warm-up, then a cosine to a hundredth of the rates, or `hold`, then a straight line to zero."""
 
     steps: int
     learning_rate: float  # AdamW's
     muon_rate: float = 0.0  # 0: AdamW trains everything
     warmup: int = 100
+    hold: float = 0.0  # the share of the steps up to which the rates stay at their peak; 0: cosine
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = 1.0
@@ -111,6 +112,8 @@ class Recipe:
         """The rates at `step` as a share of their peak, in (0, 1]."""
         if step < self.warmup:
             return (step + 1) / self.warmup
+        if self.hold:
+            return min(1.0, (1 - step / self.steps) / (1 - self.hold))
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
         return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -1350,9 +1353,8 @@ def save_pipeline(run: Run, tokenizer, painter: Painter) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.vae.register_to_config(
-        _name_or_path=""
-    )  # where it was loaded from is nobody's business
+    for part in (pipeline.vae, pipeline.unet):  # where it was loaded from is nobody's business
+        part.register_to_config(_name_or_path="")
     pipeline.to(torch.float16).save_pretrained(
         run.output_dir / "diffusion", safe_serialization=True
     )
