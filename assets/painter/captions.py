@@ -19,7 +19,7 @@ from functools import cache
 import places
 from figures import Shown
 from people import COLOURS
-from scenes import Scene
+from scenes import FAIRGROUND, Scene
 from things import THINGS
 
 # --------------------------------------------------------------------------------------------------
@@ -273,7 +273,11 @@ def when(scene: Scene, chance: random.Random) -> tuple[str, str]:
 
 def deed(scene: Scene, chance: random.Random, definite: bool, finite: bool) -> str:
     """The things and what they do: "a fox rides a bike"; not finite: "a fox riding a bike"."""
-    phrases = [noun_phrase(one, chance, definite and i == 0) for i, one in enumerate(scene.shown)]
+    shown, fair = scene.shown, []
+    elsewhere = tuple(one.thing for one in shown[-2:]) == FAIRGROUND and scene.place != "fair"
+    if elsewhere and chance.random() < 0.8:  # other scenes' captions take no draw for it
+        shown, fair = shown[:-2], [with_article(chance.choice(FAIRS))]
+    phrases = [noun_phrase(one, chance, definite and i == 0) for i, one in enumerate(shown)] + fair
     if scene.relation == "gives":
         first = chance.choice(GIVE_WORDS if finite else GIVE_PARTICIPLES).format(
             a=phrases[0], b=phrases[1], c=phrases[2]
@@ -690,7 +694,6 @@ PLACE_NOUNS = {"ocean": "sea", "forest": "forest", "jungle": "jungle", "desert":
                "room": "living room"}  # fmt: skip
 WEATHER_NOUNS = {"rain": "rainy", "storm": "rainy", "raining": "rainy", "snowing": "snowy"}
 FAIRS = ("disney park", "theme park", "amusement park", "disneyland", "funfair")
-FAIRGROUND = ("ferris wheel", "roller coaster")
 PREPOSITIONS = (
     "in",
     "on",

@@ -12,7 +12,7 @@ Stage   makes                               from
 vae     output_dir/diffusion/vae            scenes, panels
 text    work_dir/text_encoder               captions, stories
 unet    output_dir/diffusion (a pipeline)   captions, scenes, tales, panels, vae, text
-further the same, 2,300 steps on            the same, output_dir/diffusion
+further the same, 2,400 steps on            the same, output_dir/diffusion
 reader  output_dir/reader.safetensors       scenes, vae
 card    output_dir/card.md and sheets       all of the above, on held-out captions, lines, stories
 costs   (printed, when asked for)           the UNet's shape
@@ -47,6 +47,8 @@ from pictures import (  # noqa: E402
     draw_panels,
     draw_scenes,
     draw_story_panels,
+    fair_latents,
+    fairs_from,
     illustrator,
     latent_pool,
     pool,
@@ -285,6 +287,7 @@ UNET_SHAPE = dict(
     norm_num_groups=16,
 )
 UNET_STORIES = 500
+UNET_FAIRS = 1000
 UNET_TALES = 8000  # real stories, a panel of each
 TALE_SHARE = 0.3  # of them in every batch
 USUAL = 10.0  # the weight of a thing that 80 stories name
@@ -293,7 +296,7 @@ UNET_RECIPE = Recipe(
     steps=12_000, learning_rate=8e-4, muon_rate=2e-3, weight_decay=0.01, ema_decay=0.999
 )
 FURTHER_RECIPE = Recipe(  # another --seed draws other batches
-    steps=2300, learning_rate=4e-4, muon_rate=1e-3, hold=0.5, weight_decay=0.01, ema_decay=0.998
+    steps=2400, learning_rate=4e-4, muon_rate=1e-3, hold=0.5, weight_decay=0.01, ema_decay=0.998
 )
 STEPS_A_CHECK = 300
 UNET_CHECK = 64
@@ -370,12 +373,13 @@ def fit_painter(
     """Fits text encoder and UNet as one, and saves the pipeline."""
     from diffusers import DDPMScheduler
 
-    scenes, beats = scene_latents(run), len(world.BEATS)
+    beats, fairs = len(world.BEATS), fairs_from(run, run.scaled(UNET_FAIRS, 4))
+    drawn = [*scenes_from(run, len(scene_latents(run))), *fairs]
+    scenes = np.concatenate([scene_latents(run), fair_latents(run, fairs)])
     panels = latent_pool(run, "panels", beats * run.scaled(UNET_STORIES, 4), draw_story_panels)
     stories = [world.write_story(i) for i in range(len(panels) // beats)]
     told = tale_panels(tokenizer, str(data_root), "train", run.scaled(UNET_TALES, 4))
     tales = tale_latents(run, told)
-    drawn = scenes_from(run, len(scenes))
     up_to = [*accumulate(map(lesson_weight, drawn))]
     scheduler = DDPMScheduler(**backbones.NOISE_SCHEDULE)
     painter.to(run.device)

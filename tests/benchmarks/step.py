@@ -2,6 +2,7 @@
 autoencoder's, text encoder's and UNet's forward, alone on the same tensors.
 
     python tests/benchmarks/step.py --data_root data
+    python tests/benchmarks/step.py --data_root data/tales --preset storyteller --train_batch_size 8
     python tests/benchmarks/step.py --data_root data --true_models /tmp/true    # that true_models.py wrote
 
 A step is all that `train` does with a batch that is read: encoder, quantiser, vote, prior, soft prompt, both
@@ -116,6 +117,7 @@ def product_peak(device: torch.device, dtype: torch.dtype) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_root", default="data")
+    parser.add_argument("--preset", default="storyworld", help="whose models and sizes")
     parser.add_argument("--train_batch_size", type=int, default=16)
     parser.add_argument(
         "--story_tokens", type=int, default=0, help="cut stories to this; 0: they stay whole"
@@ -132,9 +134,10 @@ def main() -> None:
     sizes = dict(
         train_batch_size=arguments.train_batch_size, diffusion_stories=arguments.diffusion_stories
     )
-    config, device, dtype = configured(arguments.true_models, **sizes)
-    stories = [row.story for row in sgm.read_rows(arguments.data_root, "train", START_STORIES)]
-    lm = sgm.LanguageModel(config.lm_model, device, dtype)
+    config, device, dtype = configured(arguments.true_models, arguments.preset, **sizes)
+    rows = sgm.read_rows(arguments.data_root, "train", START_STORIES)
+    stories = [row.story for row in rows]
+    lm = sgm.load_language_model(config, device, dtype)
     diffusion = sgm.LatentDiffusion(config.diffusion_model, device, dtype)
     peak = product_peak(
         device, torch.bfloat16 if sgm.usable_precision(config, device.type) == "bf16" else dtype
@@ -144,7 +147,10 @@ def main() -> None:
     print(f"a matrix product achieves {peak / 1e12:.2f} TFLOP/s\n")
     head = "a step | seconds | floor | step / floor | MB | floor | step / floor | stories a second | floor / product"
     print(f"| {head} |\n|{'---|' * len(head.split(' | '))}")
-    for name, pictures in {"stories alone": False, "with pictures": True}.items():
+    kinds = {"stories alone": False, "with pictures": True}
+    if not any(row.pictured for row in rows):
+        del kinds["with pictures"]
+    for name, pictures in kinds.items():
         model = started(config, lm, diffusion, stories)
         both, before = sides(
             model, batch_of(model, arguments.data_root, arguments.story_tokens, pictures)

@@ -40,17 +40,14 @@ def true_models(device: str) -> SimpleNamespace:
         )
 
 
-def configured(folder: str | None, **settings) -> tuple[sgm.Config, torch.device, torch.dtype]:
+def configured(
+    folder: str | None, preset="storyworld", **settings
+) -> tuple[sgm.Config, torch.device, torch.dtype]:
     """The default configuration with the models in a folder that this script wrote, in bf16;
-    without a folder, the storyworld's with the embedded ones. And where and in what they are
-    run."""
+    without a folder, the preset's. And where and in what they are run."""
     device, dtype = sgm.pick_device()
     if folder is None:
-        return (
-            sgm.Config(preset="storyworld", **(sgm.PRESETS["storyworld"] | settings)),
-            device,
-            dtype,
-        )
+        return sgm.Config(preset=preset, **(sgm.PRESETS[preset] | settings)), device, dtype
     models = dict(lm_model=str(Path(folder, "lm")), diffusion_model=str(Path(folder, "diffusion")))
     for path in models.values():
         if not Path(path).is_dir():
