@@ -274,7 +274,7 @@ PRESETS = {
         ema_decay=0.998, beta_kl=0.5, max_train_steps=110, train_batch_size=8, diffusion_stories=1,
         dataloader_num_workers=0, checkpointing_steps=50, validation_steps=110, max_val_samples=64,
         eval_batch_size=8, mixed_precision="bf16", temperature=0.8, no_repeat_ngram_size=4,
-        lm_guidance_scale=1.75, keyword_shift=8.0, max_new_tokens=220, num_storyboards=16,
+        lm_guidance_scale=2.5, keyword_shift=8.0, max_new_tokens=220, num_storyboards=16,
         guidance_scale=3.0, num_inference_steps=10,
     ),
     "storyworld": dict(
@@ -1715,7 +1715,10 @@ def logits_processors(
 class ClassifierFreeGuidance:
     """A LogitsProcessor (Sanchez et al. 2023). Of scores (2B, V) the first half stands behind line
     and storyboard (c), the second behind neither; both become log p(x) + scale * (log p(x | c) -
-    log p(x)), through the other `processors`, and so write the same stories."""
+    log p(x)), through the other `processors`, and so write the same stories. A token that is not
+    PLAUSIBLE, a share of the likeliest one's p(x | c), gains nothing (Li et al. 2023)."""
+
+    PLAUSIBLE = 0.1
 
     def __init__(self, scale: float, processors: Callable):
         self.scale, self.processors = scale, processors
@@ -1723,6 +1726,9 @@ class ClassifierFreeGuidance:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         told, untold = scores.log_softmax(-1).chunk(2)
         guided = torch.lerp(untold, told, self.scale)
+        plausible = told >= told.amax(-1, keepdim=True) + math.log(self.PLAUSIBLE)
+        ungained = torch.minimum(guided, torch.maximum(told, untold))
+        guided = torch.where(plausible, guided, ungained)
         return self.processors(input_ids[: len(told)], guided).repeat(2, 1)
 
 

@@ -189,6 +189,21 @@ def test_guidance_weighs_a_line_against_no_line(lm, config):
         assert together[row] == lm.join(line, ids, written)
 
 
+def test_guidance_lifts_no_token_that_the_story_finds_unlikely():
+    """Of four tokens the third has little of the story's probability and less without its line: by
+    guidance alone it would win."""
+    told = torch.tensor([[0.6, 0.38, 0.015, 0.005]]).log()
+    untold = torch.tensor([[0.4, 0.5, 1e-7, 0.0999999]]).log()
+    guide = sgm.ClassifierFreeGuidance(3.0, lambda ids, scores: scores)
+    first, second = guide(torch.zeros(2, 0, dtype=torch.int64), torch.cat([told, untold]))
+    assert torch.equal(first, second)
+    guided = torch.lerp(untold, told, 3.0)[0]
+    assert guided.argmax() == 2 and first.argmax() == 0
+    assert first.tolist() == pytest.approx(
+        [*guided[:2].tolist(), float(told[0, 2]), float(guided[3])]
+    )
+
+
 def test_a_keyword_gains_in_its_part_until_it_is_said():
     """33 tokens behind a prompt of 7: eight parts of five, of which the prompt takes up one and two
     tokens of a second. From the middle of what is written of a part a keyword gains all, the one of
