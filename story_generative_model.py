@@ -1718,7 +1718,7 @@ class ClassifierFreeGuidance:
     log p(x)), through the other `processors`, and so write the same stories. A token that is not
     PLAUSIBLE, a share of the likeliest one's p(x | c), gains nothing (Li et al. 2023)."""
 
-    PLAUSIBLE = 0.1
+    PLAUSIBLE = 0.02
 
     def __init__(self, scale: float, processors: Callable):
         self.scale, self.processors = scale, processors
@@ -3464,7 +3464,7 @@ def nll_of_storyboards(model: StoryModel, story: str, codes: Tensor, config: Con
 
 
 TIGHT_STORIES = 16  # elbo_tight takes hundreds of passes of the language model for each
-TIGHT_NEIGHBORS = 1024
+TIGHT_NEIGHBORS = 512
 
 
 @torch.no_grad()

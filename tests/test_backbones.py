@@ -192,7 +192,7 @@ def test_guidance_weighs_a_line_against_no_line(lm, config):
 def test_guidance_lifts_no_token_that_the_story_finds_unlikely():
     """Of four tokens the third has little of the story's probability and less without its line: by
     guidance alone it would win."""
-    told = torch.tensor([[0.6, 0.38, 0.015, 0.005]]).log()
+    told = torch.tensor([[0.6, 0.389, 0.01, 0.001]]).log()
     untold = torch.tensor([[0.4, 0.5, 1e-7, 0.0999999]]).log()
     guide = sgm.ClassifierFreeGuidance(3.0, lambda ids, scores: scores)
     first, second = guide(torch.zeros(2, 0, dtype=torch.int64), torch.cat([told, untold]))
