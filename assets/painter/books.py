@@ -13,16 +13,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from captions import scene_named, scene_of, things_in, tokens_of  # noqa: E402
-from pictures import illustrator, latent_pool  # noqa: E402
 from scenes import Scene  # noqa: E402
 from things import PAINTED, THINGS  # noqa: E402
-from train_backbones import Run  # noqa: E402
 
 import story_generative_model as sgm  # noqa: E402
 
@@ -68,13 +64,3 @@ def tale_panels(tokenizer, data_root: str, split: str, count: int) -> list[tuple
         if len(told) == count:
             return told
     return told
-
-
-def tale_latents(run: Run, told: list[tuple[str, Scene]]) -> np.memmap:
-    """The latents of the panels' drawn scenes (N, L, 32, 32) float16."""
-    painter, scenes = illustrator(run), [scene for _, scene in told]
-
-    def draw(count: int, first: int) -> np.ndarray:
-        return painter.draw_all(scenes[first : first + count])
-
-    return latent_pool(run, "tales", len(told), draw)

@@ -20,7 +20,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "storyworld")]
 
 import train_backbones as backbones  # noqa: E402  (memory maps, the autoencoder's encoder)
 import world  # noqa: E402
-from scenes import PICTURE, Illustrator, Scene, sample_fair, sample_scene  # noqa: E402
+from scenes import PICTURE, Illustrator, Scene, sample_scene  # noqa: E402
 from sprites import Art  # noqa: E402
 from things import PAINTED  # noqa: E402
 from train_backbones import Run  # noqa: E402
@@ -37,21 +37,15 @@ def illustrator(run: Run) -> Illustrator:
     return Illustrator(Art(run.work_dir / "sprites.zip"))
 
 
-def scenes_from(run: Run, count: int, first: int = 0) -> list[Scene]:
-    """The scenes from seed `first` on, of things that the painter learns."""
+def scenes_from(run: Run, count: int, first: int = 0, sample=sample_scene) -> list[Scene]:
+    """The scenes `sample(seed, names)` from seed `first` on, of things that the painter learns."""
     names = [name for name in illustrator(run).names() if name in PAINTED]
-    return [sample_scene(first + i, names) for i in range(count)]
+    return [sample(first + i, names) for i in range(count)]
 
 
 def draw_scenes(run: Run, count: int, first: int = 0) -> np.ndarray:
     """Their pictures (count, 128, 128, 3) uint8."""
     return illustrator(run).draw_all(scenes_from(run, count, first))
-
-
-def fairs_from(run: Run, count: int) -> list[Scene]:
-    """Fairs in other places, with heroes that the painter learns."""
-    names = [name for name in illustrator(run).names() if name in PAINTED]
-    return [sample_fair(i, names) for i in range(count)]
 
 
 def draw_panels(count: int, first: int = 0) -> np.ndarray:
@@ -119,10 +113,10 @@ def scene_latents(run: Run) -> np.memmap:
     )
 
 
-def fair_latents(run: Run, fairs: list[Scene]) -> np.memmap:
-    """Their latents (N, L, 32, 32) float16."""
+def drawn_latents(run: Run, name: str, scenes: list[Scene]) -> np.memmap:
+    """The latents (N, L, 32, 32) float16 of any scenes, under a name of their own."""
 
     def draw(count: int, first: int) -> np.ndarray:
-        return illustrator(run).draw_all(fairs[first : first + count])
+        return illustrator(run).draw_all(scenes[first : first + count])
 
-    return latent_pool(run, "fairs", len(fairs), draw)
+    return latent_pool(run, name, len(scenes), draw)

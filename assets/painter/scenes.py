@@ -558,14 +558,15 @@ def sample_scene(seed: int, names: list[str]) -> Scene:
 
 FAIRGROUND = ("ferris wheel", "circus tent")  # what shows a fair where it is not the place
 FAIR_PLACES = ("moon", "beach", "desert", "snow", "meadow", "forest", "mountain", "island", "city")
-FAR = 4  # as likely as four other places: people ask for a fair on the moon
+FAIR_WEIGHTS = (4, *[1] * (len(FAIR_PLACES) - 1))  # people ask for a fair on the moon
 
 
 def sample_fair(seed: int, names: list[str]) -> Scene:
     """A fair in another place, mostly with a hero among `names`."""
     chance = random.Random(f"fair {seed}")
     beings = [name for name in names if THINGS[name].is_being]
-    hero = [sample_shown(choose(beings, chance), chance, hero=True)] * (chance.random() < 0.7)
-    place = chance.choices(FAIR_PLACES, (FAR, *[1] * (len(FAIR_PLACES) - 1)))[0]
+    hero = sample_shown(choose(beings, chance), chance, hero=True)
+    before = (hero,) if chance.random() < 0.7 else ()
+    place = chance.choices(FAIR_PLACES, FAIR_WEIGHTS)[0]
     time = chance.choice(TIMES) if place in places.HAS_TIME else "noon"
-    return Scene((*hero, *map(Shown, FAIRGROUND)), place, time, "clear", seed=seed)
+    return Scene((*before, *map(Shown, FAIRGROUND)), place, time, "clear", seed=seed)

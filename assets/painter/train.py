@@ -38,7 +38,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "storyworld"), str(HERE.parents[1])
 import reading  # noqa: E402
 import train_backbones as backbones  # noqa: E402  (loop, checkpoints and losses)
 import world  # noqa: E402
-from books import tale_latents, tale_panels  # noqa: E402
+from books import tale_panels  # noqa: E402
 from captions import caption  # noqa: E402
 from card import write_card  # noqa: E402
 from pictures import (  # noqa: E402
@@ -47,8 +47,7 @@ from pictures import (  # noqa: E402
     draw_panels,
     draw_scenes,
     draw_story_panels,
-    fair_latents,
-    fairs_from,
+    drawn_latents,
     illustrator,
     latent_pool,
     pool,
@@ -56,7 +55,7 @@ from pictures import (  # noqa: E402
     scene_pictures,
     scenes_from,
 )
-from scenes import PICTURE, Scene, drawing_weights, sample_scene  # noqa: E402
+from scenes import PICTURE, Scene, drawing_weights, sample_fair, sample_scene  # noqa: E402
 from train_backbones import Recipe, Run, fit, psnr, reconstruct, seed_of, to_signal  # noqa: E402
 
 import story_generative_model as sgm  # noqa: E402
@@ -373,13 +372,14 @@ def fit_painter(
     """Fits text encoder and UNet as one, and saves the pipeline."""
     from diffusers import DDPMScheduler
 
-    beats, fairs = len(world.BEATS), fairs_from(run, run.scaled(UNET_FAIRS, 4))
-    drawn = [*scenes_from(run, len(scene_latents(run))), *fairs]
-    scenes = np.concatenate([scene_latents(run), fair_latents(run, fairs)])
+    scenes, beats = scene_latents(run), len(world.BEATS)
+    fairs = scenes_from(run, run.scaled(UNET_FAIRS, 4), sample=sample_fair)
+    drawn = [*scenes_from(run, len(scenes)), *fairs]
+    scenes = np.concatenate([scenes, drawn_latents(run, "fairs", fairs)])
     panels = latent_pool(run, "panels", beats * run.scaled(UNET_STORIES, 4), draw_story_panels)
     stories = [world.write_story(i) for i in range(len(panels) // beats)]
     told = tale_panels(tokenizer, str(data_root), "train", run.scaled(UNET_TALES, 4))
-    tales = tale_latents(run, told)
+    tales = drawn_latents(run, "tales", [scene for _, scene in told])
     up_to = [*accumulate(map(lesson_weight, drawn))]
     scheduler = DDPMScheduler(**backbones.NOISE_SCHEDULE)
     painter.to(run.device)
