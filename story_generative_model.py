@@ -3291,7 +3291,7 @@ def as_epub(result: IllustratedStory, record: dict, original: dict | None) -> by
         EPUB_RECORD: data,
     }
     for number, panel in enumerate(result.panels, 1):
-        page = dict(number=number, text=NOT_IN_XML.sub("", panel.text))
+        page = dict(number=number, text=re.sub("\n+", "\n", NOT_IN_XML.sub("", panel.text)))
         files[f"book/{number}.xhtml"] = render_template("epub/page.xhtml", **values, **page)
         files[f"book/{number}.png"] = png_bytes(panel.image)
     file = io.BytesIO()
@@ -3318,7 +3318,7 @@ def render_template(name: str, **values) -> str:
 
 def as_html(result: IllustratedStory, record: dict, original: dict | None) -> bytes:
     """One self-contained page. With `original`, the record it was edited from, it shows changes."""
-    texts = [" ".join(panel.text.split()) for panel in result.panels]
+    texts = [panel.text for panel in result.panels]
     panels = []
     for panel, words in zip(result.panels, mark_changes(original and original["story"], texts)):
         panels.append(dict(data=base64.b64encode(png_bytes(panel.image)).decode(), words=words))
@@ -3340,8 +3340,10 @@ def as_html(result: IllustratedStory, record: dict, original: dict | None) -> by
 
 def mark_changes(before: str | None, parts: list[str]) -> list[list[tuple[str, str]]]:
     """The words of each part of a story as runs (kind, text), compared with the story `before` as a
-    whole: kind is "same", "new" or "gone". Without `before` all is the same."""
+    whole: kind is "same", "new" or "gone". Without `before` all is the same. A word keeps the line
+    end behind it."""
     new = " ".join(parts).split()
+    shown = re.findall(r"\S+\n?", " ".join(parts))
     old = new if before is None else before.split()
     changed, gone = set(), {}
     matcher = SequenceMatcher(None, old, new, autojunk=False)
@@ -3357,7 +3359,7 @@ def mark_changes(before: str | None, parts: list[str]) -> list[list[tuple[str, s
             if gone.get(place):
                 words.append(("gone", gone[place]))
             if place < last:
-                words.append(("new" if place in changed else "same", new[place]))
+                words.append(("new" if place in changed else "same", shown[place]))
         runs = groupby(words, key=lambda pair: pair[0])
         marked.append([(kind, " ".join(word for _, word in run)) for kind, run in runs])
         first = last

@@ -93,6 +93,8 @@ def test_the_page_shows_what_changed(result, record):
         [("same", "a")],
         [("same", "b"), ("gone", "c")],
     ]
+    title = sgm.mark_changes("A title\nOnce upon", ["A title\nOnce before"])
+    assert title == [[("same", "A title\n Once"), ("gone", "upon"), ("new", "before")]]
     longer = dict(record, story=" ".join(panel.text for panel in result.panels) + " The end.")
     changed = sgm.as_html(result, record, longer).decode()
     assert " <del>The end.</del></figcaption>" in changed and "<ins>" not in changed
