@@ -1735,8 +1735,8 @@ class ClassifierFreeGuidance:
 class KeywordShift:
     """A LogitsProcessor that leads to keywords (Pascual et al. 2021): the word of a slot's code
     gains in that slot's part of the story until it has been said there, more with every token: from
-    the middle of the part on `shift` nats. A story is to have max_new_tokens behind its prompt, and
-    does not end, by one of `stops`, before its last keyword. keywords (B, S, V) bool."""
+    the middle of the part on `shift` nats. A story so led has max_new_tokens behind its prompt: it
+    ends, by one of `stops`, in its last part, behind a keyword there. keywords (B, S, V) bool."""
 
     def __init__(self, shift: float, keywords: Tensor, prompts, max_new_tokens: int, stops: list):
         self.shift, self.keywords, self.prompts = shift, keywords, prompts
@@ -1754,7 +1754,7 @@ class KeywordShift:
                 start = max(start, len(prompt))  # of what is written of the part
                 share = (len(story) + 1 - start) / (end - start)  # with the next token
                 gain[words[slot]] = self.shift * min(1, 2 * share)
-            if words[slot + said :].any():  # a keyword is still to come
+            if (slot < NUM_SLOTS - 1 and words.any()) or (words[slot].any() and not said):
                 gain[self.stops] = -torch.inf
         return scores + gains
 

@@ -207,7 +207,7 @@ def test_guidance_lifts_no_token_that_the_story_finds_unlikely():
 def test_a_keyword_gains_in_its_part_until_it_is_said():
     """33 tokens behind a prompt of 7: eight parts of five, of which the prompt takes up one and two
     tokens of a second. From the middle of what is written of a part a keyword gains all, the one of
-    another part nothing, and while one is to come a story does not end."""
+    another part nothing, and a story ends in its last part, behind that part's keyword."""
     keywords = torch.zeros(1, 8, 20, dtype=torch.bool)
     keywords[0, torch.arange(8), torch.arange(10, 18)] = True
     keywords[0, 3, 19] = True  # two tokens say the word of the fourth part
@@ -230,9 +230,11 @@ def test_a_keyword_gains_in_its_part_until_it_is_said():
     assert gained(*[1] * 8, 19) == gained(*[1] * 8, 1, 13) == {}
     assert list(gained(*[1] * 32)) == [17]
     assert not any(ends(written) for written in range(33))
-    keywords[0, 5:] = False  # the last keyword is that of the fifth part
+    keywords[0, 7] = False  # the last part has no keyword
     gains = sgm.KeywordShift(6.0, keywords, [[12] * 7], 33, [0])
-    assert [ends(written) for written in range(33)] == [False] * 18 + [True] * 15
+    assert [ends(written) for written in range(33)] == [False] * 28 + [True] * 5
+    gains = sgm.KeywordShift(6.0, torch.zeros_like(keywords), [[12] * 7], 33, [0])
+    assert all(ends(written) for written in range(33))  # no keyword at all
 
 
 def test_a_storyboard_s_words_stand_in_their_parts_of_a_story(lm, config, monkeypatch):
