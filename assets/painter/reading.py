@@ -6,11 +6,12 @@
 `train.py` trains it on drawn scenes, also on such as look painted, and `card.py` measures by it: so
 "the picture shows the text" is a number.
 
-Shapes: B pictures in a batch, E width, N things.
+Shapes: B pictures in a batch, E width, N things, P places.
 """
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,6 +37,8 @@ FACTORS = {
 }
 UNSAID = ("colour", "mood", "relation")  # their first value is not counted: no text says it
 CHANNELS = (32, 64, 128, 192, 256)
+WIDTH, VIEWS, PLACES_A_SIDE = 384, 8, 8
+RARE = -5.0  # a thing's logit at the start
 READING_BATCH = 32
 
 
@@ -68,15 +71,27 @@ def labels_of(scene: Scene) -> tuple[np.ndarray, dict[str, int]]:
 
 
 class Heads(nn.Module):
-    """Features (B, E) to logits of the things (B, N) and of each factor (B, values)."""
+    """Features (B, E, P) at P places to logits of the things (B, N) and of each factor (B, values);
+    a text is one place.
 
-    def __init__(self, width: int) -> None:
+    A thing is read where it stands: its logits at all places are pooled by log-sum-exp, a smooth
+    maximum. The factors are read off features that learned attention over the places has gathered.
+    """
+
+    def __init__(self, width: int, places: int = 1) -> None:
         super().__init__()
-        self.sizes = [len(THING_NAMES), *(len(values) for values in FACTORS.values())]
-        self.linear = nn.Linear(width, sum(self.sizes))
+        views = min(places, VIEWS)
+        self.sizes = [len(values) for values in FACTORS.values()]
+        self.things = nn.Linear(width, len(THING_NAMES))
+        nn.init.constant_(self.things.bias, RARE - math.log(places))
+        self.attention = nn.Linear(width, views)
+        self.factors = nn.Linear(views * width, sum(self.sizes))
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        return dict(zip(("things", *FACTORS), self.linear(features).split(self.sizes, dim=1)))
+        rows = features.transpose(1, 2)  # (B, P, E)
+        seen = self.attention(rows).softmax(1).transpose(1, 2) @ rows  # (B, views, E)
+        factors = self.factors(seen.flatten(1)).split(self.sizes, dim=1)
+        return {"things": self.things(rows).logsumexp(1), **dict(zip(FACTORS, factors))}
 
 
 def losses(
@@ -133,32 +148,34 @@ def accuracy(logits: dict[str, Tensor], scenes: list[Scene]) -> dict[str, float]
 
 
 class PictureReader(nn.Module):
-    """Pictures (B, 3, 128, 128) in [0, 1] to the logits of Heads."""
+    """Pictures (B, 3, 128, 128) in [0, 1] to the logits of Heads, by the features of two scales at
+    8 x 8 places, each of which knows where it is."""
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
+        self.stages = nn.ModuleList()
         for before, after in pairwise((3, *CHANNELS)):
-            layers += [
-                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-            ]
-            if before > 3:
-                layers += [
-                    nn.Conv2d(after, after, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(after),
-                    nn.ReLU(),
-                ]
-        self.features = nn.Sequential(*layers)
-        self.heads = Heads(3 * CHANNELS[-1])
+            layers = convolved(before, after, 3, stride=2)
+            layers += convolved(after, after, 3) if before > 3 else []
+            self.stages.append(nn.Sequential(*layers))
+        self.places = nn.Parameter(torch.zeros(1, WIDTH, PLACES_A_SIDE, PLACES_A_SIDE))
+        self.joined = nn.Conv2d(sum(CHANNELS[-2:]), WIDTH, 1)
+        self.mixed = nn.Sequential(nn.BatchNorm2d(WIDTH), nn.ReLU(), *convolved(WIDTH, WIDTH, 1))
+        self.heads = Heads(WIDTH, PLACES_A_SIDE**2)
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        features = self.features(pictures * 2 - 1)  # (B, E, 4, 4)
-        left, right = features.chunk(2, dim=3)  # the hero stands on the left
-        return self.heads(
-            torch.cat([left.mean((2, 3)), right.mean((2, 3)), features.amax((2, 3))], dim=1)
-        )
+        maps = [pictures * 2 - 1]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        near, wide = maps[-2], F.interpolate(maps[-1], scale_factor=2)
+        features = self.mixed(self.joined(torch.cat([near, wide], 1)) + self.places)
+        return self.heads(features.flatten(2))
+
+
+def convolved(before: int, after: int, size: int, stride: int = 1) -> list[nn.Module]:
+    """A convolution with its normalisation and nonlinearity."""
+    layer = nn.Conv2d(before, after, size, stride=stride, padding=size // 2, bias=False)
+    return [layer, nn.BatchNorm2d(after), nn.ReLU()]
 
 
 MOST_SHIFT, MOST_SCALE = 0.15, 0.15  # of half a side; of the size

@@ -213,7 +213,8 @@ class TextReader(nn.Module):
 
     def forward(self, ids: Tensor, own: Tensor) -> dict[str, Tensor]:
         states, mask = backbones.text_states(self.text_encoder, ids, own)  # (B, W * 77, E)
-        return self.heads(states.sum(1) / mask.sum(1, keepdim=True))
+        mean = states.sum(1) / mask.sum(1, keepdim=True)  # (B, E)
+        return self.heads(mean[..., None])
 
 
 def new_text_encoder(tokenizer):
