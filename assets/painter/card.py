@@ -42,7 +42,9 @@ NEAREST = 256  # of them, for the distance to the training scenes
 BOOKS, PANELS = 50, 8
 TIMED = 5
 SHEET_COLUMNS = 8
-SAMPLING = dict(num_inference_steps=10, guidance_scale=3.0)
+SAMPLING = {
+    name: sgm.PRESETS["storyteller"][name] for name in ("num_inference_steps", "guidance_scale")
+}
 PROMPTS = ROOT / "tests" / "benchmarks" / "open_prompts.txt"
 TARGETS = {
     "one thing": 0.85,
