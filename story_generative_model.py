@@ -1754,7 +1754,8 @@ class KeywordShift:
                 start = max(start, len(prompt))  # of what is written of the part
                 share = (len(story) + 1 - start) / (end - start)  # with the next token
                 gain[words[slot]] = self.shift * min(1, 2 * share)
-            if (slot < NUM_SLOTS - 1 and words.any()) or (words[slot].any() and not said):
+            may_end = slot == NUM_SLOTS - 1 and (said or not words[slot].any())
+            if words.any() and not may_end:
                 gain[self.stops] = -torch.inf
         return scores + gains
 
