@@ -108,7 +108,7 @@ class Config:
     prompt: str = FILES("", "opening line of the story")
     prompts_file: str = FILES("", "a text file with a prompt on each line, instead of --prompt")
     source: str = FILES("", "a file that generate wrote: made again, or edited", name="from")
-    storyboard: str = FILES("", 'codes to pin, "3 17 _ _ 5 _ _ _"; _ leaves a slot free')
+    storyboard: str = FILES("", 'codes or words to pin, "3 king _ _ 5 _ _ _"; _ is a free slot')
     num_stories: int = FILES(1, "stories of each prompt, with seeds from --seed on", low=1)
     ckpt: str = FILES(
         "", "checkpoint, or what export wrote (folder, hub id); default: the embedded one",
@@ -1639,6 +1639,12 @@ class LanguageModel:
                 tokens.setdefault(piece[1:].lower(), []).append(token)
         return tokens
 
+    def word_token(self, word: str) -> int | None:
+        """The token that is a word behind a space: as it is written, else in another case."""
+        tokens = self.word_tokens().get(word.lower())
+        written = (token for token in tokens or [] if self.tokenizer.decode([token]) == f" {word}")
+        return next(written, tokens[0] if tokens else None)
+
     @torch.no_grad()
     def generate_text(
         self, soft: Tensor, prompts: list, config: Config, seeds: list, keywords=None
@@ -2163,8 +2169,32 @@ class StoryModel(nn.Module):
         return -self.config.beta_kl * self.prior(codes).log_softmax(-1)
 
     def prompt_embeds(self, codes: Tensor) -> Tensor:
-        """Codes (B, S) -> soft prompts (B, P, E)."""
-        return self.soft_prompt(self.encoder.quantizer.embed_codes(codes))
+        """Codes (B, S) -> soft prompts (B, P, E). A code from K on is a word that no code says, K
+        and its token: in the prompt it is its embedding."""
+        typed = codes >= self.prior.num_codes
+        embeds = self.soft_prompt(self.encoder.quantizer.embed_codes(codes.masked_fill(typed, 0)))
+        if typed.any():
+            own = self.lm.embed((codes - self.prior.num_codes).clamp(min=0)).to(embeds)  # (B, S, E)
+            own, typed = (x.repeat_interleave(self.soft_prompt.per_slot, 1) for x in (own, typed))
+            embeds = torch.where(typed[..., None], own, embeds)
+        return embeds
+
+    @torch.no_grad()
+    def word_vectors(self, tokens: Tensor) -> Tensor:
+        """Tokens (M,) -> what the encoder makes of each as a story of one word, float32 (M, D)."""
+        tokens, first_slot = tokens[:, None], torch.zeros_like(tokens)[:, None]
+        embeds = self.lm.embed(tokens).to(self.encoder.quantizer.codebook)
+        alone = torch.ones_like(tokens, dtype=torch.bool)
+        vectors, _ = self.encoder.outputs(tokens, embeds, alone, first_slot)  # (M, 1, D)
+        return vectors[:, 0].float()
+
+    @torch.no_grad()
+    def nearest_codes(self, codes: Tensor) -> Tensor:
+        """Codes (S,), with the nearest one below K in place of each word that no code says."""
+        typed = codes >= self.prior.num_codes
+        vectors = self.word_vectors(codes[typed] - self.prior.num_codes)
+        distances = torch.cdist(vectors, self.encoder.quantizer.codebook)  # (M, K)
+        return codes.masked_scatter(typed, distances.argmin(1))
 
     def code_tokens(self, codes: Sequence[int]) -> Tensor:
         """Codes -> what the linear map makes of them, float32 (N, P / S * E)."""
@@ -2173,11 +2203,15 @@ class StoryModel(nn.Module):
 
     @torch.no_grad()
     def code_words(self, codes: list[int]) -> list[str]:
-        """The word of the language model nearest to each code's soft token, by cosine."""
-        tokens = F.normalize(self.code_tokens(codes), dim=-1)
+        """The word of the language model nearest to each code's soft token, by cosine; of a code
+        from K on its own."""
+        num_codes = self.prior.num_codes
+        tokens = F.normalize(self.code_tokens(code % num_codes for code in codes), dim=-1)
         rows = F.normalize(self.lm.embedding_rows().float(), dim=-1)  # (V, E)
-        nearest = (tokens @ rows.repeat(1, self.soft_prompt.per_slot).T).argmax(1)
-        words = (self.lm.tokenizer.decode([token]).strip() for token in nearest.tolist())
+        nearest = (tokens @ rows.repeat(1, self.soft_prompt.per_slot).T).argmax(1).tolist()
+        own = ((code - num_codes, near) for code, near in zip(codes, nearest))
+        tokens = (near if token < 0 else token for token, near in own)
+        words = (self.lm.tokenizer.decode([token]).strip() for token in tokens)
         return ["".join(letter for letter in word if letter.isprintable()) for word in words]
 
     def keywords(self, codes: Tensor) -> Tensor:
@@ -2271,13 +2305,9 @@ class StoryModel(nn.Module):
         which `codebook_init_stories` are enough."""
         if self.starts_from_words:
             words, uses = self.code_words_start
-            tokens, first_slot = words[:, None], torch.zeros_like(words)[:, None]
-            embeds = self.lm.embed(tokens).to(self.encoder.quantizer.codebook)
-            alone = torch.ones_like(tokens, dtype=torch.bool)
-            vectors, _ = self.encoder.outputs(tokens, embeds, alone, first_slot)  # (M, 1, D)
             by_turns = torch.arange(self.config.num_codes, device=words.device) % len(words)  # (K,)
             uses = F.pad(uses, (0, self.config.num_codes - len(words)))
-            self.encoder.quantizer.start_from(vectors[by_turns, 0].float(), uses)
+            self.encoder.quantizer.start_from(self.word_vectors(words)[by_turns], uses)
             self.prior.init_from_codebook(self.encoder.quantizer.codebook)
         else:
             self.encoder.quantizer.init_codebook(self.chunk_vectors(stories))
@@ -2557,12 +2587,12 @@ class IllustratedPanel(NamedTuple):
 class IllustratedStory(NamedTuple):
     prompt: str
     story: str
-    storyboard: list[int]
+    storyboard: list[int]  # as `find_codes` has them
     panels: list[IllustratedPanel]
 
 
 def parse_storyboard(text: str, num_codes: int) -> list[int | str | None]:
-    """'3 dragon _ _ 5 _ _ _' -> a code, a code's word or None for each slot; '' pins nothing."""
+    """'3 dragon _ _ 5 _ _ _' -> a code, a word or None for each slot; '' pins nothing."""
     words = text.replace(",", " ").split() or ["_"] * NUM_SLOTS
     if len(words) != NUM_SLOTS:
         wanted = f"needs {NUM_SLOTS} places, a code, its word or _ each"
@@ -2580,8 +2610,9 @@ def parse_storyboard(text: str, num_codes: int) -> list[int | str | None]:
 
 
 def find_codes(model: StoryModel, pinned: list[int | str | None]) -> list[int | None]:
-    """The codes of a parsed storyboard: a word stands for the most used of the codes that it names,
-    in any case. Raises StoryError with words that come near to one that no code has."""
+    """The codes of a parsed storyboard. A word stands for the most used of the codes that it names,
+    in any case. Where codes are words, one that no code says is K and its token, if it is a single
+    one. Raises StoryError for any other word, with those that are spelt like it."""
     if not any(isinstance(code, str) for code in pinned):
         return pinned
     quantizer = model.encoder.quantizer
@@ -2589,37 +2620,34 @@ def find_codes(model: StoryModel, pinned: list[int | str | None]) -> list[int | 
     words = {}
     for code, word in zip(by_use, model.code_words(by_use)):
         words.setdefault(word.lower(), code)
+    open_words = model.config.codebook_init == "words"
+    codes = []
     for word in pinned:
-        if isinstance(word, str) and word.lower() not in words:
-            near = ", ".join(words_near(model, word.lower(), words))
+        code = words.get(word.lower()) if isinstance(word, str) else word
+        token = model.lm.word_token(word) if code is None and word and open_words else None
+        if token is not None:
+            code = model.prior.num_codes + token
+        elif code is None and word:
+            near = ", ".join(get_close_matches(word.lower(), words, 5, cutoff=0))
             lists = f"near it are {near}, and the command codebook lists them"
             raise StoryError(f"--storyboard: no code says {word[:20]!r}; {lists}", 2)
-    return [words[code.lower()] if isinstance(code, str) else code for code in pinned]
-
-
-@torch.no_grad()
-def words_near(model: StoryModel, word: str, words: dict[str, int], most: int = 5) -> list[str]:
-    """Of the words of codes those nearest to another: in meaning if it is a token of the language
-    model, by the cosine of their embeddings, else in spelling."""
-    tokens = model.lm.word_tokens().get(word)
-    if not tokens:
-        return get_close_matches(word, words, most, cutoff=0)
-    row = model.lm.embedding_rows()[tokens[0]].float().repeat(model.soft_prompt.per_slot)
-    near = F.cosine_similarity(model.code_tokens(words.values()), row[None])  # (M,)
-    return [list(words)[place] for place in near.topk(min(most, len(words))).indices.tolist()]
+        codes.append(code)
+    return codes
 
 
 @torch.no_grad()
 def draw_storyboard(model, prompt: str, pinned: list, config: Config, seed: int) -> Tensor:
     """One storyboard (S,) from p(z | prompt), with the pinned slots as they are, by sampling-
     importance resampling. Where codes are words, half of the proposals have a word of the prompt in
-    a free slot, which the prior would seldom draw; the weights account for it."""
+    a free slot, which the prior would seldom draw; the weights account for it. A pinned word that
+    no code says is to the prior the code nearest to it."""
     if pinned and None not in pinned:
         return torch.tensor(pinned, device=model.lm.device)
     generator = make_generator(seed_of_line(prompt, seed, config), Stream.STORYBOARD)
     count = config.num_storyboards
     pins = [FREE if code is None else code for code in pinned or [None] * NUM_SLOTS]
-    pins = torch.tensor([pins]).repeat(count, 1)  # (N, S)
+    asked = torch.tensor(pins, device=model.lm.device)  # (S,)
+    pins = model.nearest_codes(asked).cpu().repeat(count, 1)  # (N, S)
     free, half = (pins[0] == FREE).nonzero()[:, 0], count // 2
     named = codes_named(model, prompt) if half and config.codebook_init == "words" else pins[0, :0]
     if len(named):
@@ -2627,11 +2655,12 @@ def draw_storyboard(model, prompt: str, pinned: list, config: Config, seed: int)
         words = named[torch.randint(len(named), (half,), generator=generator)]
         pins[torch.arange(half), slots] = words
     codes = model.prior.sample(count, generator, pins, config.temperature, config.top_p)  # (N, S)
+    boards = torch.where(asked == FREE, codes, asked)  # (N, S)
     if count == 1:
-        return codes[0]
+        return boards[0]
     tokens, mask, _ = model.tokenize([prompt])
     cut = torch.ones(count, dtype=torch.bool, device=tokens.device)  # a prompt has no end token
-    soft = model.prompt_embeds(codes)
+    soft = model.prompt_embeds(boards)
     nll = model.lm.nll(soft, tokens.expand(count, -1), mask.expand(count, -1), cut).cpu()  # (N,)
     if len(named):  # the proposals' density over the prior's: q(z) / p(z)
         given = model.prior(codes).softmax(-1).gather(2, codes[..., None])[..., 0].cpu()  # (N, S)
@@ -2639,7 +2668,7 @@ def draw_storyboard(model, prompt: str, pinned: list, config: Config, seed: int)
         density = 1 - half / count + half / count * placed.sum(1) / (len(free) * len(named))
         nll = nll + density.log()
     pick = torch.multinomial((-nll).softmax(0), 1, generator=generator)
-    return codes[int(pick)]
+    return boards[int(pick)]
 
 
 def seed_of_line(prompt: str, seed: int, config: Config) -> int:
@@ -2846,11 +2875,13 @@ def make_record(result, seed: int, config: Config, model: StoryModel, checkpoint
     diffusion = dict(name=config.diffusion_model, revision=model.diffusion.revision)
     scheduler = dict(name=type(model.diffusion.pipeline.scheduler).__name__, revision="")
     language = dict(name=config.lm_model, revision=model.lm.revision)
+    codes, num_codes = result.storyboard, model.prior.num_codes
+    words = model.code_words(codes)
     return dict(
         prompt=result.prompt,
         story=result.story,
-        storyboard=result.storyboard,
-        words=model.code_words(result.storyboard),
+        storyboard=[word if code >= num_codes else code for code, word in zip(codes, words)],
+        words=words,
         panels=[dict(text=panel.text, seed=panel.seed) for panel in result.panels],
         seed=seed,
         settings={name: getattr(config, name) for name in RECORDED_SETTINGS},
@@ -2884,7 +2915,8 @@ def read_record(path: str) -> dict:
     """The record in a file that `generate` wrote. Raises StoryError for any other file."""
     try:
         record = json.loads(record_text(path))
-        parse_storyboard(" ".join(str(int(code)) for code in record["storyboard"]), 10**9)
+        if None in parse_storyboard(" ".join(map(str, record["storyboard"])), 10**9):
+            raise ValueError(f"{record['storyboard']} is no storyboard")
         recorded = record["settings"]
         # what an earlier version did not know was off, as its default is
         settings = {name: recorded.get(name, getattr(Config, name)) for name in RECORDED_SETTINGS}
@@ -2971,7 +3003,8 @@ def generate(config: Config, checkpoint: dict, given: set = frozenset()) -> list
             target = path.with_name(f"{path.stem}{number}{path.suffix}")
             record = make_record(result, seed, config, model, source)
             write_output(target, partial(WRITERS[path.suffix.lower()], result, record, original))
-            board = (f"{code} ({word})" for code, word in zip(result.storyboard, record["words"]))
+            board = zip(record["storyboard"], record["words"])
+            board = (word if code == word else f"{code} ({word})" for code, word in board)
             log(f"storyboard: {' '.join(board)}\npicture: {target}")
             print(json.dumps(record, ensure_ascii=False) if config.json else result.story)
             results.append(result)
@@ -3323,7 +3356,7 @@ def as_html(result: IllustratedStory, record: dict, original: dict | None) -> by
     panels = []
     for panel, words in zip(result.panels, mark_changes(original and original["story"], texts)):
         panels.append(dict(data=base64.b64encode(png_bytes(panel.image)).decode(), words=words))
-    before = original["storyboard"] if original else result.storyboard
+    before = (original or record)["storyboard"]
     colors = map(code_color, result.storyboard)
     facts = {"prompt": record["prompt"], "seed": record["seed"], **record["settings"]}
     checkpoint = record["checkpoint"]
@@ -3332,7 +3365,7 @@ def as_html(result: IllustratedStory, record: dict, original: dict | None) -> by
     return render_template(
         "story.html",
         title=title_of(result),
-        chips=list(zip(result.storyboard, record["words"], before, colors)),
+        chips=list(zip(record["storyboard"], record["words"], before, colors)),
         panels=panels,
         facts=facts | {"versions": record["versions"]},
         record=json.dumps(record, ensure_ascii=False).replace("<", "\\u003c"),

@@ -325,6 +325,28 @@ def test_an_edited_book_keeps_the_other_codes_and_shows_what_changed(checkpoint,
     assert "<s>4</s> 0 <i>" in page.read_text("utf-8")
 
 
+def test_a_book_keeps_a_word_that_no_code_says(checkpoint, model, tmp_path):
+    """As a word, in its record and on its page; made again it has the same bytes."""
+    said = {word.lower() for word in model.code_words(range(model.prior.num_codes))}
+    word = next(word for word in model.lm.word_tokens() if word not in said)
+    config = dataclasses.replace(checkpoint["config"], codebook_init="words")
+    first, second, edited = (tmp_path / f"{name}.html" for name in "abc")
+    pinned = dict(storyboard=f"_ {word} _ _ _ _ _ _", prompt="The red fox", output=str(first))
+    sgm.generate(dataclasses.replace(config, **pinned), checkpoint)
+    record = sgm.read_record(str(first))
+    assert record["storyboard"][1] == record["words"][1] == word
+    assert f"<i>{word}</i>" in first.read_text("utf-8")
+    again = dataclasses.replace(config, source=str(first), output=str(second))
+    sgm.generate(again, checkpoint, {"source", "output"})
+    assert first.read_bytes() == second.read_bytes()
+    changed = dataclasses.replace(again, storyboard="_ 3 _ _ _ _ _ _", output=str(edited))
+    sgm.generate(changed, checkpoint, {"source", "output", "storyboard"})
+    assert sgm.read_record(str(edited))["storyboard"] == [
+        *record["storyboard"][:1], 3, *record["storyboard"][2:],
+    ]  # fmt: skip
+    assert f"<s>{word}</s> 3 <i>" in edited.read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     "given, slots",
     [
@@ -422,6 +444,7 @@ RECORDS = {  # what a book's record says, and what is said of it
         dict(storyboard=[99] * 8),
         "'99' is neither _ nor a code from 0",
     ),
+    "a storyboard with a free slot": (dict(storyboard=["_"] * 8), "is no storyboard"),
     "a negative seed": (dict(seed=-5), "--seed must be at least 0"),
     "a seed that torch does not take": (dict(seed=2**70), "--seed must be at most"),
     "too many panels": (dict(settings=dict(panels=99)), "--panels must be at most 8"),

@@ -63,6 +63,29 @@ def test_a_code_is_pinned_by_its_word(words):
     assert error.value.code == 2
 
 
+def test_a_word_that_no_code_says_stands_for_itself(words):
+    """In the prompt it is its own embedding; to the prior it is the code nearest to it."""
+    said = {word.lower() for word in words.code_words(range(8))}
+    word, tokens = next(one for one in words.lm.word_tokens().items() if one[0] not in said)
+    pinned = sgm.find_codes(words, sgm.parse_storyboard(f"_ {word} _ _ _ _ _ 3", 8))
+    assert pinned == [None, 8 + tokens[0], *[None] * 5, 3]
+    config = dataclasses.replace(words.config, num_storyboards=4)
+    board = sgm.draw_storyboard(words, "The fox", pinned, config, 0)
+    near = words.nearest_codes(board)
+    assert board[1] == pinned[1] and board[7] == 3 and bool((near < 8).all())
+    assert torch.equal(near[2:], board[2:])
+    distances = (words.word_vectors(board[1:2] - 8) - words.encoder.quantizer.codebook).norm(dim=1)
+    assert near[1] == distances.argmin()
+    assert words.code_words(board.tolist())[1] == word
+    assert words.keywords(board[None])[0, 1].nonzero()[:, 0].tolist() == tokens
+    soft = words.prompt_embeds(torch.stack([near, board]))  # (2, P, E)
+    own = slice(words.soft_prompt.per_slot, 2 * words.soft_prompt.per_slot)
+    row = words.lm.embed(torch.tensor(tokens[:1]))
+    torch.testing.assert_close(soft[1, own], row.expand_as(soft[1, own]))
+    soft[1, own] = soft[0, own]
+    assert torch.equal(soft[0], soft[1])
+
+
 def test_the_codes_that_a_prompt_names(words):
     named = sgm.codes_named(words, "The FOX, a dragon, the fox")
     assert words.code_words(named.tolist()) == ["fox"]
