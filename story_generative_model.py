@@ -2470,16 +2470,23 @@ def find_checkpoint(name: str) -> Path:
 EXPORTED = ["model.safetensors", "config.json", "README.md"]
 
 
+def in_half(tensor: Tensor) -> Tensor:
+    """Floating-point values in half precision, if it holds them all."""
+    half = tensor.half() if tensor.is_floating_point() else tensor
+    return half if half.isfinite().all() else tensor
+
+
 def export(config: Config, checkpoint: dict) -> Path:
-    """The trained part as safetensors with its configuration and a model card, in --output; with
-    --push_to_hub also on the hub. `--ckpt` takes the folder, or the hub's owner/name."""
+    """The trained part as safetensors, in half precision, with its configuration and a model card,
+    in --output; with --push_to_hub also on the hub. `--ckpt` takes the folder, or the hub's
+    owner/name."""
     from safetensors.torch import save_file
 
     folder = Path(config.output or "exported")
     prepare_folder(folder, "output")
     models = {name: getattr(config, name) for name in ("lm_model", "lm_adapter", "diffusion_model")}
     trained = dataclasses.replace(checkpoint["config"], **models)  # which may have moved
-    tensors = {name: tensor.contiguous() for name, tensor in checkpoint["model"].items()}
+    tensors = {name: in_half(one).contiguous() for name, one in checkpoint["model"].items()}
     weights, settings, card = (folder / name for name in EXPORTED)
     save_file(tensors, weights)
     facts = {key: checkpoint[key] for key in ("step", "backbones")}

@@ -24,7 +24,10 @@ def exported(checkpoint, tmp_path):
 def test_the_folder_holds_the_trained_tensors_their_configuration_and_a_card(exported, checkpoint):
     tensors = load_file(exported / "model.safetensors")
     assert set(tensors) == set(checkpoint["model"])
-    assert all(torch.equal(tensors[name], checkpoint["model"][name]) for name in tensors)
+    for name, tensor in checkpoint["model"].items():
+        half = tensor.is_floating_point()
+        assert tensors[name].dtype == (torch.float16 if half else tensor.dtype)
+        torch.testing.assert_close(tensors[name].to(tensor.dtype), tensor, rtol=2**-10, atol=2**-24)
     settings = json.loads((exported / "config.json").read_text())
     assert sgm.Config(**settings["config"]) == checkpoint["config"] and settings["step"] == 6
     card = (exported / "README.md").read_text()
@@ -39,6 +42,12 @@ def test_a_folder_generates_what_its_checkpoint_generates(exported, checkpoint, 
         for one in (checkpoint, again)
     ]
     assert results[0].story == results[1].story and results[0].storyboard == results[1].storyboard
+
+
+def test_what_half_precision_does_not_hold_stays_as_it_is():
+    large = torch.tensor([1.0, 1e6])
+    assert torch.equal(sgm.in_half(large), large) and sgm.in_half(large).dtype == torch.float32
+    assert sgm.in_half(large[:1]).dtype == torch.float16
 
 
 def test_training_cannot_go_on_from_an_export(exported, make_config):

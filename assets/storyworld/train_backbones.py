@@ -1388,7 +1388,8 @@ def train_storyboard(run: Run) -> None:
         for name in ("data_root", "output_dir", "resume_from_checkpoint")
     }
     kept = {key: checkpoint[key] for key in sgm.CHECKPOINT_KEYS} | {
-        "config": checkpoint["config"] | places
+        "config": checkpoint["config"] | places,
+        "model": {name: sgm.in_half(one) for name, one in checkpoint["model"].items()},
     }
     sgm.save_checkpoint(run.output_dir / "storyboard.pt", kept)
 
