@@ -1642,8 +1642,8 @@ class LanguageModel:
     def word_token(self, word: str) -> int | None:
         """The token that is a word behind a space: as it is written, else in another case."""
         tokens = self.word_tokens().get(word.lower())
-        written = (token for token in tokens or [] if self.tokenizer.decode([token]) == f" {word}")
-        return next(written, tokens[0] if tokens else None)
+        said = {self.tokenizer.decode([token]).strip(): token for token in tokens or []}
+        return said.get(word, tokens[0] if tokens else None)
 
     @torch.no_grad()
     def generate_text(
@@ -2637,7 +2637,8 @@ def find_codes(model: StoryModel, pinned: list[int | str | None]) -> list[int | 
         elif code is None and word:
             near = ", ".join(get_close_matches(word.lower(), words, 5, cutoff=0))
             lists = f"near it are {near}, and the command codebook lists them"
-            raise StoryError(f"--storyboard: no code says {word[:20]!r}; {lists}", 2)
+            known = ", nor is it one token of the language model" if open_words else ""
+            raise StoryError(f"--storyboard: no code says {word[:20]!r}{known}; {lists}", 2)
         codes.append(code)
     return codes
 

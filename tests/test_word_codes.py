@@ -57,7 +57,8 @@ def test_a_code_is_pinned_by_its_word(words):
     pinned = sgm.parse_storyboard("_ Fox _ 3 _ _ _ fox", 8)
     assert sgm.find_codes(words, pinned) == [None, fox, None, 3, None, None, None, fox]
     with pytest.raises(
-        sgm.StoryError, match=r"no code says 'dragon'; near it are .*codebook"
+        sgm.StoryError,
+        match=r"no code says 'dragon', nor is it one token .* near it are .*codebook",
     ) as error:
         sgm.find_codes(words, sgm.parse_storyboard("dragon _ _ _ _ _ _ _", 8))
     assert error.value.code == 2
