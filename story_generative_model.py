@@ -2617,30 +2617,30 @@ def parse_storyboard(text: str, num_codes: int) -> list[int | str | None]:
 
 
 def find_codes(model: StoryModel, pinned: list[int | str | None]) -> list[int | None]:
-    """The codes of a parsed storyboard. A word stands for the most used of the codes that it names,
-    in any case. Where codes are words, one that no code says is K and its token, if it is a single
-    one. Raises StoryError for any other word, with those that are spelt like it."""
+    """The codes of a parsed storyboard, with `code_of_word` in place of each word."""
     if not any(isinstance(code, str) for code in pinned):
         return pinned
-    quantizer = model.encoder.quantizer
-    by_use = quantizer.counts.argsort(descending=True).tolist()
-    words = {}
+    by_use = model.encoder.quantizer.counts.argsort(descending=True).tolist()
+    said = {}
     for code, word in zip(by_use, model.code_words(by_use)):
-        words.setdefault(word.lower(), code)
+        said.setdefault(word.lower(), code)
+    return [code_of_word(model, said, code) if isinstance(code, str) else code for code in pinned]
+
+
+def code_of_word(model: StoryModel, said: dict[str, int], word: str) -> int:
+    """A word's code, in any case: the most used of those that say it. Where codes are words, one
+    that none says is K and its token, if it is a single one. Raises StoryError for any other, with
+    the words of codes that are spelt like it."""
+    if word.lower() in said:
+        return said[word.lower()]
     open_words = model.config.codebook_init == "words"
-    codes = []
-    for word in pinned:
-        code = words.get(word.lower()) if isinstance(word, str) else word
-        token = model.lm.word_token(word) if code is None and word and open_words else None
-        if token is not None:
-            code = model.prior.num_codes + token
-        elif code is None and word:
-            near = ", ".join(get_close_matches(word.lower(), words, 5, cutoff=0))
-            lists = f"near it are {near}, and the command codebook lists them"
-            known = ", nor is it one token of the language model" if open_words else ""
-            raise StoryError(f"--storyboard: no code says {word[:20]!r}{known}; {lists}", 2)
-        codes.append(code)
-    return codes
+    token = model.lm.word_token(word) if open_words else None
+    if token is not None:
+        return model.prior.num_codes + token
+    known = ", nor is it one token of the language model" if open_words else ""
+    near = ", ".join(get_close_matches(word.lower(), said, 5, cutoff=0))
+    lists = f"near it are {near}, and the command codebook lists them"
+    raise StoryError(f"--storyboard: no code says {word[:20]!r}{known}; {lists}", 2)
 
 
 @torch.no_grad()
