@@ -275,7 +275,7 @@ PRESETS = {
         dataloader_num_workers=0, checkpointing_steps=50, validation_steps=110, max_val_samples=64,
         eval_batch_size=8, mixed_precision="bf16", temperature=0.8, no_repeat_ngram_size=4,
         repetition_penalty=1.1, lm_guidance_scale=2.5, keyword_shift=8.0, max_new_tokens=220,
-        num_storyboards=16, guidance_scale=3.0, num_inference_steps=10,
+        num_storyboards=16, guidance_scale=2.5, num_inference_steps=10,
     ),
     "storyworld": dict(
         lm_model="assets/storyworld/lm", diffusion_model="assets/storyworld/diffusion",
