@@ -164,7 +164,7 @@ def test_batches_from_a_step_on_are_those_of_the_whole_run(examples):
         assert next(examples.batches(step, 4)) == whole[step]
 
 
-def test_a_resumed_run_is_the_run_and_its_adapter_loads(rows, folder, tmp_path):
+def test_a_resumed_run_is_the_run_and_its_adapter_loads(rows, folder, tmp_path, capsys):
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
         lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -187,6 +187,13 @@ def test_a_resumed_run_is_the_run_and_its_adapter_loads(rows, folder, tmp_path):
     assert whole["adapter"].keys() == stopped["adapter"].keys()
     for name, weights in whole["adapter"].items():
         assert torch.equal(weights, stopped["adapter"][name]), name
+    capsys.readouterr()
+    adapter = tmp_path / "whole" / "adapter"
+    given = f"--data_root {tmp_path} --lm_model {folder} --evaluate {adapter}"
+    teller.main(given.split())
+    header, *table = capsys.readouterr().out.splitlines()
+    assert header.startswith("source | stories") and table
+    assert all(float(row.split(" | ")[3]) > 0 for row in table)
     lm = sgm.LanguageModel(folder, CPU, torch.float32, adapter=str(tmp_path / "whole" / "adapter"))
     plain = sgm.LanguageModel(folder, CPU, torch.float32)
     assert not torch.equal(

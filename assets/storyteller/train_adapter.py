@@ -1,16 +1,17 @@
 """Teaches a pretrained language model to tell children's stories and to listen to eight words: a
 LoRA adapter (Hu et al. 2021, by peft) for SmolLM2-135M-Instruct, trained on data/tales.
 
-    python assets/storyteller/train_adapter.py --data_root data/tales              # resumes where
-    it stopped python assets/storyteller/train_adapter.py --data_root data/tales --evaluate   #
-    held-out NLL per token, by source
+    python assets/storyteller/train_adapter.py --data_root data/tales
+    python assets/storyteller/train_adapter.py --data_root data/tales --evaluate
+
+The first resumes where it stopped; the second prints the held-out NLL per token, by source.
 
 Every example is [prefix] [text] [end token], and all that follows the prefix is learned.
 
-prefix   60 %: the story template in the model's chat template, with one word from each eighth of
-the story; 40 %: the start token alone text     half: the story as it stands, which opens with a
-whole sentence; half: a line as people type it (a title, a wish, an order, a question), then the
-story
+- prefix, 60 %: the story template in the model's chat template, with one word from each eighth of
+  the story; 40 %: the start token alone.
+- text, half: the story as it stands, which opens with a whole sentence; half: a line as people type
+  it (a title, a wish, an order, a question), then the story.
 
 Words are drawn by salience among those that are one token, as a code is; some of them are wrong, so
 that the model learns how far to trust them. Batch t is a function of (seed, t) alone, so a resumed
@@ -497,6 +498,8 @@ def evaluate(model, teller: Teller, rows: list[dict], per_source: int) -> None:
     print("source | stories | tokens | nats a token before | after | change")
     for source in TIMES:
         own = [row for row in rows if family(row["source"]) == source][:per_source]
+        if not own:
+            continue
         examples = []
         for row in own:
             story, _ = teller.cut(row["story"])
@@ -540,7 +543,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--checkpointing_minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--evaluate", action="store_true", help="print the held-out NLL of output_dir's checkpoint"
+        "--evaluate",
+        nargs="?",
+        const=str(Path(__file__).with_name("adapter")),
+        metavar="ADAPTER",
+        help="print the held-out NLL of an adapter (default: the committed one) and stop",
     )
     parser.add_argument("--stories_per_source", type=int, default=64)
     parser.add_argument("--show", type=int, default=0, help="print this many examples and stop")
@@ -548,6 +555,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def main(argv=None) -> None:
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     args = parse_args(argv)
@@ -567,13 +575,11 @@ def main(argv=None) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.bfloat16, attn_implementation="sdpa", trust_remote_code=False
     )
-    model = with_lora(model, args.rank)
     if args.evaluate:
-        kept = torch.load(Path(args.output_dir) / "checkpoint.pt", weights_only=True)
-        model.load_state_dict(kept["adapter"], strict=False)
+        model = PeftModel.from_pretrained(model, args.evaluate)
         evaluate(model, teller, read_stories(args.data_root, "val"), args.stories_per_source)
     else:
-        train(model, teller, args)
+        train(with_lora(model, args.rank), teller, args)
 
 
 if __name__ == "__main__":
