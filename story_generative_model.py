@@ -2193,8 +2193,8 @@ class StoryModel(nn.Module):
         """Codes (S,), with the nearest one below K in place of each word that no code says."""
         typed = codes >= self.prior.num_codes
         vectors = self.word_vectors(codes[typed] - self.prior.num_codes)
-        distances = torch.cdist(vectors, self.encoder.quantizer.codebook)  # (M, K)
-        return codes.masked_scatter(typed, distances.argmin(1))
+        nearest = self.encoder.quantizer.distances(vectors).argmin(1)
+        return codes.masked_scatter(typed, nearest)
 
     def code_tokens(self, codes: Sequence[int]) -> Tensor:
         """Codes -> what the linear map makes of them, float32 (N, P / S * E)."""
@@ -2206,11 +2206,11 @@ class StoryModel(nn.Module):
         """The word of the language model nearest to each code's soft token, by cosine; of a code
         from K on its own."""
         num_codes = self.prior.num_codes
-        tokens = F.normalize(self.code_tokens(code % num_codes for code in codes), dim=-1)
+        soft = F.normalize(self.code_tokens(min(code, num_codes - 1) for code in codes), dim=-1)
         rows = F.normalize(self.lm.embedding_rows().float(), dim=-1)  # (V, E)
-        nearest = (tokens @ rows.repeat(1, self.soft_prompt.per_slot).T).argmax(1).tolist()
-        own = ((code - num_codes, near) for code, near in zip(codes, nearest))
-        tokens = (near if token < 0 else token for token, near in own)
+        nearest = (soft @ rows.repeat(1, self.soft_prompt.per_slot).T).argmax(1)
+        typed = torch.tensor(list(codes), device=nearest.device) - num_codes  # a token, if any
+        tokens = torch.where(typed < 0, nearest, typed).tolist()
         words = (self.lm.tokenizer.decode([token]).strip() for token in tokens)
         return ["".join(letter for letter in word if letter.isprintable()) for word in words]
 

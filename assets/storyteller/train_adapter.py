@@ -551,7 +551,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--stories_per_source", type=int, default=64)
     parser.add_argument("--show", type=int, default=0, help="print this many examples and stop")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    wanted = [Path(args.data_root, split, "stories.jsonl") for split in ("train", "val")]
+    wanted += [Path(args.evaluate, "adapter_config.json")] if args.evaluate else []
+    for path in wanted:  # now, and not as a traceback
+        if not path.is_file():
+            parser.error(f"{path} is missing: see --data_root and --evaluate")
+    return args
 
 
 def main(argv=None) -> None:

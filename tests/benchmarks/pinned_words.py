@@ -8,6 +8,7 @@ that are one token of the language model, which stand in the prompt as their own
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from open_prompts import comes_back, read_prompts
@@ -15,17 +16,23 @@ from open_prompts import comes_back, read_prompts
 import story_generative_model as sgm
 
 
-def find_nouns(model, lines: list[tuple[str, list[str]]]) -> list[tuple[str, str, bool]]:
-    """(line, a noun of a later line that it does not name, whether a code says it)."""
-    found = []
+class Job(NamedTuple):
+    line: str
+    noun: str
+    slot: int
+    seed: int
+
+
+def list_jobs(model, lines: list[tuple[str, list[str]]], seed: int) -> list[Job]:
+    """Each line with the first noun of the next line that has one which it does not name."""
+    jobs = []
     for place, (line, _) in enumerate(lines):
-        for _, nouns in lines[place + 1 :] + lines[:place]:
-            noun = nouns[0] if nouns else ""
-            if noun and not comes_back(noun, line) and model.lm.word_token(noun) is not None:
-                (code, *_) = sgm.find_codes(model, [noun])
-                found.append((line, noun, code < model.prior.num_codes))
-                break
-    return found
+        others = (nouns[0] for _, nouns in lines[place + 1 :] + lines[:place] if nouns)
+        known = (noun for noun in others if model.lm.word_token(noun) is not None)
+        noun = next((noun for noun in known if not comes_back(noun, line)), None)
+        if noun:
+            jobs.append(Job(line, noun, len(jobs) % sgm.NUM_SLOTS, seed + len(jobs)))
+    return jobs
 
 
 def main() -> None:
@@ -38,23 +45,22 @@ def main() -> None:
     checkpoint = sgm.load_checkpoint(args.ckpt)
     config = checkpoint["config"]
     model = sgm.load_model(checkpoint, config, *sgm.pick_device(), paints=False)
-    jobs = find_nouns(model, read_prompts(Path(args.prompts)))
-    in_part, anywhere = {True: [], False: []}, {True: [], False: []}
-    for part in sgm.progress_bar(sgm.batched(list(enumerate(jobs)), 10)):
-        lines, seeds = [line for _, (line, *_) in part], [args.seed + place for place, _ in part]
-        slots = [place % sgm.NUM_SLOTS for place, _ in part]
+    words = {word.lower() for word in model.code_words(range(model.prior.num_codes))}
+    found = {"that a code says": [], "that no code says": []}  # (in its part, anywhere)
+    jobs = list_jobs(model, read_prompts(Path(args.prompts)), args.seed)
+    for part in sgm.progress_bar(sgm.batched(jobs, 10)):
         pinned = [
-            [noun if one == slot else None for one in range(sgm.NUM_SLOTS)]
-            for slot, (_, (_, noun, _)) in zip(slots, part)
+            [None] * job.slot + [job.noun] + [None] * (sgm.NUM_SLOTS - 1 - job.slot) for job in part
         ]
+        lines, seeds = [job.line for job in part], [job.seed for job in part]
         _, stories = sgm.write_stories(model, config, lines, seeds, pinned)
-        for story, slot, (_, (line, noun, said)) in zip(stories, slots, part):
-            in_part[said].append(sgm.has_word(sgm.chunk_words(model, story)[slot], noun))
-            anywhere[said].append(comes_back(noun, story[len(line) :]))
-    for said, kind in ((True, "that a code says"), (False, "that no code says")):
-        count = max(len(in_part[said]), 1)
-        shares = f"{sum(in_part[said]) / count:.2f} in its part"
-        print(f"nouns {kind:18} {shares}, {sum(anywhere[said]) / count:.2f} anywhere ({count})")
+        for job, story in zip(part, stories):
+            in_part = sgm.has_word(sgm.chunk_words(model, story)[job.slot], job.noun)
+            kind = "that a code says" if job.noun in words else "that no code says"
+            found[kind].append((in_part, comes_back(job.noun, story[len(job.line) :])))
+    for kind, each in found.items():
+        in_part, anywhere = (sum(one) / max(len(each), 1) for one in zip(*each, (0, 0)))
+        print(f"nouns {kind:18} {in_part:.2f} in its part, {anywhere:.2f} anywhere ({len(each)})")
 
 
 if __name__ == "__main__":
