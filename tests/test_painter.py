@@ -393,10 +393,29 @@ def test_tale_panels_are_of_stories_with_a_hero_that_the_painter_learns(tmp_path
     lines = "".join(json.dumps({"prompt": "A.", "story": story}) + "\n" for story in told)
     (tmp_path / "train" / "stories.jsonl").write_text(lines)
     tokenizer = lambda text, **_: {"input_ids": text.split()}  # noqa: E731
-    panels = books.tale_panels(tokenizer, str(tmp_path), "train", 9)
+    panels = books.tale_panels(tokenizer, str(tmp_path), "train", 9, line_share=0.0)
     assert [scene.shown[0].thing for _, scene in panels] == ["cat", "dog"]
     assert all(text in told[0] or text.startswith("The cat saw a boat.") for text, _ in panels[:1])
-    assert books.tale_panels(tokenizer, str(tmp_path), "train", 1) == panels[:1]
+    assert books.tale_panels(tokenizer, str(tmp_path), "train", 1, line_share=0.0) == panels[:1]
+    lined = books.tale_panels(tokenizer, str(tmp_path), "train", 9, line_share=1.0)
+    assert [text.partition("\n")[2] for text, _ in lined] == [text for text, _ in panels]
+
+
+def test_a_panel_behind_a_line_is_where_the_line_says():
+    scene = captions.scene_named(
+        captions.scene_of("A cat and a boat in the forest at night in the rain")
+    )
+    found = []
+    for seed in range(300):
+        text, there = books.behind_line("A story.", scene, random.Random(seed))
+        line, _, told = text.partition("\n")
+        assert told == "A story." and there.shown[0] == scene.shown[0]
+        assert there.time in (scene.time, "noon") and there.weather in (scene.weather, "clear")
+        named = captions.scene_of(line)
+        found.append(named.place in (there.place, None))
+        asked_for_fair = "ferris wheel" in [one.thing for one in there.shown]
+        assert asked_for_fair or there.shown == scene.shown
+    assert np.mean(found) > 0.9
 
 
 def test_a_lesson_weighs_less_with_a_thing_that_few_stories_name():

@@ -3,7 +3,8 @@
     told = tale_panels(tokenizer, "data/tales", "train", 1000)  # [("A fox ... She swam.", Scene), ...]
 
 A panel shows the story's hero and what its own part names; place, time and weather hold on from
-the story's opening until a part names others.
+the story's opening until a part names others. Behind a typed line that names a place, the book
+plays there.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-from captions import scene_named, scene_of, things_in, tokens_of  # noqa: E402
-from scenes import Scene  # noqa: E402
+import places  # noqa: E402
+from captions import NAMES, PROMPTS, TITLES, scene_named, scene_of, sentence, things_in, tokens_of  # noqa: E402
+from scenes import FAIR_PLACES, FAIR_WEIGHTS, FAIRGROUND, Scene, Shown  # noqa: E402
 from things import PAINTED, THINGS  # noqa: E402
 
 import story_generative_model as sgm  # noqa: E402
 
 PANELS = (1, 4, 8)  # of a story, as people ask for them
 IN_THE_SKY = ("sun", "moon")  # drawn there already, by the time of day
+LINE_SHARE, FAIR_SHARE = 0.4, 0.3  # of panels behind a line; of these, of lines that ask for a fair
+LINES = (*PROMPTS, *TITLES[:2])
+FAIR_LINES = (*LINES, "Build {deed} {where}", "We want {deed} {where}", "A trip to {deed} {where}")
 
 
 def hero_of(opening: str) -> str:
@@ -47,9 +52,31 @@ def panel_scene(hero: str, opening: str, part: str, seed: int) -> Scene:
     return scene_named(named, seed)
 
 
-def tale_panels(tokenizer, data_root: str, split: str, count: int) -> list[tuple[str, Scene]]:
+def behind_line(text: str, scene: Scene, chance: random.Random) -> tuple[str, Scene]:
+    """A panel's text behind a line as people type it, which names a place, and with it the panel's
+    hero or a fair: the scene is there."""
+    hero, *others = scene.shown
+    asks_for_fair = chance.random() < FAIR_SHARE
+    if asks_for_fair:
+        fair = tuple(map(Shown, FAIRGROUND))
+        place = chance.choices(FAIR_PLACES, FAIR_WEIGHTS)[0]
+        lines, named, shown = FAIR_LINES, fair, (hero, *(others[:1] or fair[1:]), fair[0])
+    else:
+        place = chance.choice(list(places.PLACES))
+        lines, named, shown = LINES, (Shown(hero.thing),), scene.shown
+    line = sentence(Scene(named, place), lines, chance, chance.choice(NAMES))
+    time = scene.time if place in places.HAS_TIME else "noon"
+    weather = scene.weather if place in places.HAS_WEATHER else "clear"
+    there = replace(scene, shown=shown, place=place, time=time, weather=weather)
+    return f"{line}\n{text}", there
+
+
+def tale_panels(
+    tokenizer, data_root: str, split: str, count: int, line_share: float = LINE_SHARE
+) -> list[tuple[str, Scene]]:
     """A panel of each of the first `count` stories whose opening has a hero, if the painter learns
-    all that it shows: the painter's text, its scene. Which panel of how many is drawn by lot."""
+    all that it shows: the painter's text, its scene. Which panel of how many, and whether a line
+    stands before it, is drawn by lot."""
     told = []
     for number, row in enumerate(sgm.read_rows(data_root, split)):
         chance = random.Random(number)
@@ -60,7 +87,9 @@ def tale_panels(tokenizer, data_root: str, split: str, count: int) -> list[tuple
             shown = parts[panel] if len(parts) > 1 else first
             scene = panel_scene(hero, first, shown, seed=number)
             if all(one.thing in PAINTED for one in scene.shown):
-                told.append((sgm.panel_texts(first, parts, "part")[panel], scene))
+                text = sgm.panel_texts(first, parts, "part")[panel]
+                lined = chance.random() < line_share
+                told.append(behind_line(text, scene, chance) if lined else (text, scene))
         if len(told) == count:
             return told
     return told

@@ -28,7 +28,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "storyworld"), str(ROOT)]
 
 import reading  # noqa: E402
 import train_backbones as backbones  # noqa: E402
-from books import hero_of, panel_scene  # noqa: E402
+from books import hero_of, panel_scene, tale_panels  # noqa: E402
 from captions import Named, caption, scene_named, scene_of  # noqa: E402
 from pictures import REPORT, illustrator, scene_latents, scenes_from  # noqa: E402
 from scenes import Illustrator, Scene  # noqa: E402
@@ -40,6 +40,7 @@ import story_generative_model as sgm  # noqa: E402
 SCENES = 512
 NEAREST = 256  # of them, for the distance to the training scenes
 BOOKS, PANELS = 50, 8
+LINED = 120  # panels behind typed lines
 TIMED = 5
 SHEET_COLUMNS = 8
 SAMPLING = {
@@ -96,6 +97,12 @@ panel's own (`--panel_text part`).
 | the hero is shown | drawn | painted | target |
 |---|---|---|---|
 {stories}
+
+Of {lined} panels of validation stories behind a line that names a place ("Build a funfair on the moon"):
+
+| what | drawn | painted | target |
+|---|---|---|---|
+{lines}
 
 ![Of each book its drawn panels above the painted ones](books.webp)
 
@@ -279,6 +286,17 @@ def book_rows(shipped: Shipped, data_root: Path) -> list[str]:
     return [row(*cells) for cells in zip(titles, *columns, ("-", 0.9, 0.8))]
 
 
+def line_rows(shipped: Shipped, data_root: Path) -> list[str]:
+    """Panels of real stories behind typed lines: do they show the line's place?"""
+    count = shipped.run.scaled(LINED, 4)
+    told = tale_panels(shipped.diffusion.tokenizer, str(data_root), "val", count, line_share=1.0)
+    texts, scenes = zip(*told)
+    drawn, painted = shipped.illustrator.draw_all(list(scenes)), shipped.paint(list(texts))
+    columns = [shipped.read(pictures) for pictures in (drawn, painted)]
+    places = [values_read(x["place"], "place", [scene.place for scene in scenes]) for x in columns]
+    return [row("the line's place", *(float(np.mean(marks)) for marks in places), 0.95)]
+
+
 def shown_shares(books: list[list[bool]]) -> tuple[float, float, float]:
     """Of books whose panels show their hero or not: share of panels that do, of neighbouring panels
     that both do, of books that do throughout."""
@@ -360,6 +378,7 @@ def write_card(run: Run, data_root: Path) -> None:
         kinds=kind_rows(scenes, columns),
         prompts=prompt_rows(shipped),
         stories=stories,
+        lines=line_rows(shipped, data_root),
         distances=distance_rows(shipped, scenes, drawn, painted),
         storyworld=storyworld_rows(run, run.output_dir / "diffusion"),
         costs=cost_rows(shipped),
@@ -372,6 +391,7 @@ def write_card(run: Run, data_root: Path) -> None:
         psnr=psnr(drawn, reconstruct(run, shipped.diffusion.vae, drawn)),
         books=run.scaled(BOOKS, 2),
         panels=PANELS,
+        lined=run.scaled(LINED, 4),
     )
     backbones.write_atomically(run.output_dir / "card.md", lambda partial: partial.write_text(card))
     print(card, flush=True)

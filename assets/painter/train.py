@@ -44,6 +44,7 @@ from card import write_card  # noqa: E402
 from pictures import (  # noqa: E402
     HELD_OUT,
     LATENT_SHAPE,
+    SCENES,
     draw_panels,
     draw_scenes,
     draw_story_panels,
@@ -288,6 +289,7 @@ UNET_SHAPE = dict(
 )
 UNET_STORIES = 500
 UNET_FAIRS = 1000
+FURTHER_SCENES = 8000  # half an hour of drawing
 UNET_TALES = 8000  # real stories, a panel of each
 TALE_SHARE = 0.3  # of them in every batch
 USUAL = 10.0  # the weight of a thing that 80 stories name
@@ -373,10 +375,7 @@ def fit_painter(
     """Fits text encoder and UNet as one, and saves the pipeline."""
     from diffusers import DDPMScheduler
 
-    scenes, beats = scene_latents(run), len(world.BEATS)
-    fairs = scenes_from(run, run.scaled(UNET_FAIRS, 4), sample=sample_fair)
-    drawn = [*scenes_from(run, len(scenes)), *fairs]
-    scenes = np.concatenate([scenes, drawn_latents(run, "fairs", fairs)])
+    (drawn, scenes), beats = scenes_of_seed(run), len(world.BEATS)
     panels = latent_pool(run, "panels", beats * run.scaled(UNET_STORIES, 4), draw_story_panels)
     stories = [world.write_story(i) for i in range(len(panels) // beats)]
     told = tale_panels(tokenizer, str(data_root), "train", run.scaled(UNET_TALES, 4))
@@ -410,6 +409,21 @@ def fit_painter(
     checks = max(1, recipe.steps // STEPS_A_CHECK)
     fitted = fit(run, stage, painter, recipe, losses_at, check, checks)
     backbones.save_pipeline(run, tokenizer, fitted)
+
+
+def scenes_of_seed(run: Run) -> tuple[list[Scene], np.ndarray]:
+    """Scenes and fairs, each seed's own, and their latents (N, L, 32, 32) float16: a further run
+    learns from pictures that none before it saw."""
+    if run.seed:
+        scenes = scenes_from(run, run.scaled(FURTHER_SCENES, 40), run.seed * SCENES)
+        latents = drawn_latents(run, f"scenes_{run.seed}", scenes)
+    else:  # those of the other stages
+        latents = scene_latents(run)
+        scenes = scenes_from(run, len(latents))
+    count = run.scaled(UNET_FAIRS, 4)
+    fairs = scenes_from(run, count, run.seed * count, sample=sample_fair)
+    fair_latents = drawn_latents(run, f"fairs_{run.seed}", fairs)
+    return [*scenes, *fairs], np.concatenate([latents, fair_latents])
 
 
 class UNetCheck:
