@@ -26,7 +26,8 @@ import story_generative_model as sgm  # noqa: E402
 
 PANELS = (1, 4, 8)  # of a story, as people ask for them
 IN_THE_SKY = ("sun", "moon")  # drawn there already, by the time of day
-LINE_SHARE, FAIR_SHARE = 0.4, 0.3  # of panels behind a line; of these, of lines that ask for a fair
+LINE_SHARE = 0.25  # of panels, behind a typed line
+FAIR_SHARE = 0.3  # of these, behind one that asks for a fair
 LINES = (*PROMPTS, *TITLES[:2])
 FAIR_LINES = (*LINES, "Build {deed} {where}", "We want {deed} {where}", "A trip to {deed} {where}")
 
@@ -72,13 +73,13 @@ def behind_line(text: str, scene: Scene, chance: random.Random) -> tuple[str, Sc
 
 
 def tale_panels(
-    tokenizer, data_root: str, split: str, count: int, line_share: float = LINE_SHARE
+    tokenizer, data_root: str, split: str, count: int, line_share: float = LINE_SHARE, seed: int = 0
 ) -> list[tuple[str, Scene]]:
     """A panel of each of the first `count` stories whose opening has a hero, if the painter learns
     all that it shows: the painter's text, its scene. Which panel of how many, and whether a line
-    stands before it, is drawn by lot."""
+    stands before it, is drawn by lot: another seed, other panels."""
     told = []
-    for number, row in enumerate(sgm.read_rows(data_root, split)):
+    for number, row in enumerate(sgm.read_rows(data_root, split), seed):
         chance = random.Random(number)
         first = sgm.cut_into_panels(tokenizer, row.story, sgm.NUM_SLOTS)[0]
         parts = sgm.cut_into_panels(tokenizer, row.story, chance.choice(PANELS))

@@ -98,7 +98,7 @@ panel's own (`--panel_text part`).
 |---|---|---|---|
 {stories}
 
-Of {lined} panels of validation stories behind a line that names a place ("Build a funfair on the moon"):
+Of {lined} panels of validation stories behind a typed line that names a place, or a fair there:
 
 | what | drawn | painted | target |
 |---|---|---|---|

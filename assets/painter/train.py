@@ -378,8 +378,9 @@ def fit_painter(
     (drawn, scenes), beats = scenes_of_seed(run), len(world.BEATS)
     panels = latent_pool(run, "panels", beats * run.scaled(UNET_STORIES, 4), draw_story_panels)
     stories = [world.write_story(i) for i in range(len(panels) // beats)]
-    told = tale_panels(tokenizer, str(data_root), "train", run.scaled(UNET_TALES, 4))
-    tales = drawn_latents(run, "tales", [scene for _, scene in told])
+    count = run.scaled(UNET_TALES, 4)
+    told = tale_panels(tokenizer, str(data_root), "train", count, seed=run.seed * SCENES)
+    tales = drawn_latents(run, f"tales_{run.seed}", [scene for _, scene in told])
     up_to = [*accumulate(map(lesson_weight, drawn))]
     scheduler = DDPMScheduler(**backbones.NOISE_SCHEDULE)
     painter.to(run.device)
