@@ -100,9 +100,9 @@ def draw_story_panels(count: int, first: int = 0) -> np.ndarray:
                      for i in range(first, first + count)])  # fmt: skip
 
 
-def scene_pictures(run: Run) -> np.memmap:
-    """The scenes that every stage learns from (N, 128, 128, 3) uint8."""
-    return pool(run, "scenes", run.scaled(SCENES, 40), partial(draw_scenes, run))
+def scene_pictures(run: Run, scenes: int = SCENES) -> np.memmap:
+    """The scenes that every stage learns from (N, 128, 128, 3) uint8; the reader asks for more."""
+    return pool(run, "scenes", run.scaled(scenes, 40), partial(draw_scenes, run))
 
 
 def scene_latents(run: Run) -> np.memmap:

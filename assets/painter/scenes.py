@@ -520,16 +520,18 @@ def sample_relation(names: list[str], chance: random.Random) -> tuple[str, list[
     ]
 
 
-def sample_scene(seed: int, names: list[str]) -> Scene:
-    """The scene of a seed, of things among `names`."""
+def sample_scene(seed: int, names: list[str], heroes: list[str] | None = None) -> Scene:
+    """The scene of a seed, of things among `names`; its first thing is one of `heroes`, where these
+    are given, as likely as another."""
     chance = random.Random(f"scene {seed}")
     beings = [name for name in names if THINGS[name].is_being]
     relation = ""
-    if chance.random() < 0.3:
+    if chance.random() < 0.3 and not heroes:
         relation, chosen = sample_relation(names, chance)
     else:
         number = chance.choices((1, 2, 3), (40, 40, 20))[0]
-        chosen = [choose(beings if chance.random() < 0.6 else names, chance)]
+        first = beings if chance.random() < 0.6 else names
+        chosen = [chance.choice(heroes) if heroes else choose(first, chance)]
         chosen += [
             choose(names if chance.random() < 0.7 else beings, chance) for _ in range(number - 1)
         ]

@@ -25,7 +25,7 @@ from __future__ import annotations
 import random
 import sys
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,7 @@ from pictures import (  # noqa: E402
     scenes_from,
 )
 from scenes import PICTURE, Scene, drawing_weights, sample_fair, sample_scene  # noqa: E402
+from things import LATER_NAMES, split  # noqa: E402
 from train_backbones import Recipe, Run, fit, psnr, reconstruct, seed_of, to_signal  # noqa: E402
 
 import story_generative_model as sgm  # noqa: E402
@@ -289,7 +290,7 @@ UNET_SHAPE = dict(
 )
 UNET_STORIES = 500
 UNET_FAIRS = 1000
-FURTHER_SCENES = 8000  # half an hour of drawing
+FURTHER_SCENES = 8000  # and as many about the things that came later; an hour of drawing
 UNET_TALES = 8000  # real stories, a panel of each
 TALE_SHARE = 0.3  # of them in every batch
 USUAL = 10.0  # the weight of a thing that 80 stories name
@@ -414,17 +415,26 @@ def fit_painter(
 
 def scenes_of_seed(run: Run) -> tuple[list[Scene], np.ndarray]:
     """Scenes and fairs, each seed's own, and their latents (N, L, 32, 32) float16: a further run
-    learns from pictures that none before it saw."""
-    if run.seed:
-        scenes = scenes_from(run, run.scaled(FURTHER_SCENES, 40), run.seed * SCENES)
-        latents = drawn_latents(run, f"scenes_{run.seed}", scenes)
-    else:  # those of the other stages
+    learns from pictures that none before it saw, half of them about the things that came later."""
+
+    def drawn(name: str, scenes: list[Scene]) -> tuple[list[Scene], np.ndarray]:
+        return scenes, drawn_latents(run, f"{name}_{run.seed}", scenes)
+
+    if not run.seed:  # those of the other stages
         latents = scene_latents(run)
-        scenes = scenes_from(run, len(latents))
+        made = [(scenes_from(run, len(latents)), latents)]
+    else:
+        first, later = run.seed * SCENES, split(LATER_NAMES)
+        count = run.scaled(FURTHER_SCENES, 40)
+        about_later = partial(sample_scene, heroes=later)
+        made = [
+            drawn("scenes", scenes_from(run, count, first)),
+            drawn("later", scenes_from(run, count, first + FURTHER_SCENES, about_later)),
+        ]
     count = run.scaled(UNET_FAIRS, 4)
-    fairs = scenes_from(run, count, run.seed * count, sample=sample_fair)
-    fair_latents = drawn_latents(run, f"fairs_{run.seed}", fairs)
-    return [*scenes, *fairs], np.concatenate([latents, fair_latents])
+    made.append(drawn("fairs", scenes_from(run, count, run.seed * count, sample_fair)))
+    scenes, latents = zip(*made)
+    return [*chain(*scenes)], np.concatenate(latents)
 
 
 class UNetCheck:
@@ -453,6 +463,7 @@ class UNetCheck:
 # the autoencoder, some blurred or noisy, all shifted and scaled a little.
 # --------------------------------------------------------------------------------------------------
 
+READER_SCENES = 32_000  # it sees pictures themselves, so more of them help it
 READER_BATCH = 32
 READER_CODED = 2  # of a batch have been through the autoencoder
 READER_RECIPE = Recipe(steps=10_000, learning_rate=2e-3, weight_decay=0.01, ema_decay=0.999)
@@ -461,7 +472,8 @@ READER_CHECK = 256
 
 def train_reader(run: Run) -> None:
     """Stage reader: saved in fp16 to output_dir/reader.safetensors."""
-    vae, pictures, latents = backbones.load_vae(run), scene_pictures(run), scene_latents(run)
+    vae, latents = backbones.load_vae(run), scene_latents(run)
+    pictures = scene_pictures(run, READER_SCENES)
     drawn = scenes_from(run, len(pictures))
     checked = scenes_from(run, run.scaled(READER_CHECK, 8), HELD_OUT)
     check_pixels = draw_scenes(run, len(checked), HELD_OUT)
@@ -471,6 +483,7 @@ def train_reader(run: Run) -> None:
     def losses_at(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng(seed_of(run.seed, "reader batch", step))
         index = rng.integers(len(pictures), size=READER_BATCH)
+        index[:READER_CODED] %= len(latents)
         coded = torch.from_numpy(latents[index[:READER_CODED]])
         signal = to_signal(pictures[index], run.device)
         looks = backbones.look_generated(run, vae, signal, coded.to(run.device).float())
